@@ -111,6 +111,12 @@ class Encoder:
             for probe in PROBES if hasattr(self.processor, "image_processor") else PROBES[:2]:
                 self._check(probe)
 
+    def learns_last_answer_alone(self) -> bool:
+        """Whether the template shows a conversation's earlier answers otherwise than they are generated (Qwen3)."""
+        several = PROBES[1]
+        learned = self._renderer.conversation(self._renderer.answers(several))
+        return sum(segment.is_target for segment in learned) < len(answer_ends(several))
+
     def encode(self, row: Row) -> Sample:
         """Encode a row into at most `max_length` tokens: the last answer is cut, later turns are left out.
 

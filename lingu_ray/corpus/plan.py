@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from lingu_ray.corpus.normalize import SplitTask, load_encoder
 from lingu_ray.corpus.readers import FileSplit
 from lingu_ray.corpus.splits import check_source, image_folder, split_source
 from lingu_ray.corpus.store import EARLIER_VERSIONS, VERSION
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,13 @@ def plan_corpus(config: Config, processor_dir: Path) -> Plan:
         UserError: data that is not found, has no records, or cannot be read; a chat template that no row could be
             trained with.
     """
-    load_encoder(str(processor_dir.absolute()), config.corpus.max_length, config.student.trust_remote_code)
+    encoder = load_encoder(str(processor_dir.absolute()), config.corpus.max_length, config.student.trust_remote_code)
+    if encoder.learns_last_answer_alone():
+        log.warning(
+            "the student's chat template shows earlier answers of a conversation otherwise than they are generated, as "
+            "without their <think> block: of each row the last answer alone is learned. Give each answer a row of its "
+            "own, or set a template that keeps answers as they are, in its chat_template.jinja"
+        )
     sources = config.training_sources()
     splits = [split_source(source) for source in sources]
     for source, of_source in zip(sources, splits, strict=True):

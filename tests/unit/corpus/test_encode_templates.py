@@ -166,6 +166,15 @@ def test_reasoning_is_supervised_where_the_template_shows_it():
     assert said(short, short.encode(row("what?", answers[0], "word " * 40, answers[1]))) == [answers[0] + "<|im_end|>"]
 
 
+def test_templates_by_which_the_last_answer_alone_is_learned():
+    """Those that show earlier answers without what is generated, or otherwise ended; rows would lose the others."""
+    end = "{{ eos_token if loop.last and m.role == 'assistant' else '<|im_end|>' }}"
+    gpt_oss = TEMPLATES["chatml"].replace("<|im_end|>\n", end)
+    assert Encoder(processor_with(tokenizer_of("byte_level"), gpt_oss), 64).learns_last_answer_alone()
+    alone = {name for name in TEMPLATES if encoder_of(name, "byte_level").learns_last_answer_alone()}
+    assert alone == {"qwen3"}
+
+
 def test_an_open_block_of_thoughts_is_closed_by_the_answer():
     """Nemotron asks with `<think>`, newline, and renders `<think></think>`: the answer begins with `</think>`."""
     template = TEMPLATES["qwen3"].replace("'\n</think>\n\n'", "'</think>'").replace("'<think>\n'", "'<think>'")
