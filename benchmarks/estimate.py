@@ -44,7 +44,7 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.corpus.batch import MicroBatch, collate
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.cost.estimate import Estimate, estimate
-from lingu_ray.cost.memory import kv_of_rows, pass_memory, teacher_pass_memory, worker
+from lingu_ray.cost.memory import kv_of_rows, pass_memory, rounded_weights, teacher_pass_memory, worker
 from lingu_ray.cost.trace import LiveBytes
 from lingu_ray.cost.workload import RowConfig
 from lingu_ray.distill.continuation import TeacherRequest
@@ -64,7 +64,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Case:
-    """A pair and a step: sizes of decoder and tower, rows, and settings of `train`."""
+    """A pair and a step: sizes of decoder and tower, rows, and settings of `train` and `teacher`."""
 
     hidden: int
     layers: int
@@ -75,6 +75,7 @@ class Case:
     text: int = 160
     answer: int = 32
     train: dict[str, Any] = field(default_factory=dict)
+    teacher: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -184,7 +185,7 @@ def run_config(case: Case, folder: str) -> Config:
         {
             "name": "benchmark",
             "student": {"path": f"{folder}/student"},
-            "teacher": {"path": f"{folder}/teacher", "placement": "in_process"},
+            "teacher": {"path": f"{folder}/teacher", "placement": "in_process"} | case.teacher,
             "corpus": {"sources": [source], "max_length": case.tokens},
             "train": settings | case.train,
         }
@@ -199,7 +200,7 @@ def estimated(case: Case, folder: str) -> Figures:
     *tensors, lost, _overhead = [item.bytes / MIB for item in worker(run, passes).items]
     return {
         "parameters": sum(found.models.parameters.values()),
-        "kept, MiB": (passes.decoder.kept + passes.tower.kept) / MIB,
+        "kept, MiB": (passes.decoder.kept + passes.tower.kept + rounded_weights(run, passes)) / MIB,
         "KV, MiB": kv_of_rows(run, found.load.rows_of_step) / MIB,
         "teacher, MiB": teacher_pass_memory(run) / MIB,
         "tensors, MiB": sum(tensors),
@@ -280,7 +281,7 @@ def kept_bytes(passes: MicroBatches, batch: MicroBatch) -> int:
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with passes.autocast(), saved_tensors_hooks(keep, lambda tensor: tensor):
+    with passes.autocast(passes.rounds_once), saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden_BTD, _ = passes.student.hidden_states(model_inputs(batch))
     del hidden_BTD
     return sum(saved.values())

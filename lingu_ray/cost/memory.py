@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor
 
 from lingu_ray.config import Config
 from lingu_ray.cost.devices import GIB
@@ -88,8 +91,9 @@ def pass_memory(run: Run) -> PassMemory:
         divergence=divergence_of(distill.divergence, distill.beta, distill.top_k),
         on_gpu=load.on_gpu,
     )
+    gathers = load.bf16 and shares_layers(run.config)
     decoder, unsaving = (
-        decoder_pass(models.student.decoder, *shape, masked, load.bf16, checkpointing)
+        decoder_pass(models.student.decoder, *shape, masked, load.bf16, checkpointing, gathers)
         for checkpointing in (train.gradient_checkpointing, False)
     )
     return PassMemory(decoder, loss, _tower_pass(run), unsaving.kept)
@@ -106,11 +110,20 @@ def _tower_pass(run: Run) -> PassCost:
         return PassCost(0, int(patches * (pixels + block)))
     widths = 9 if run.load.bf16 else 7
     kept_of_layer = 2 * FLOAT32 * tower.width + number * (widths * tower.width + 2 * tower.mlp_width)
-    checkpointing = run.config.train.gradient_checkpointing
-    layers = 1 if checkpointing else tower.layers
-    layer_inputs = FLOAT32 * tower.width * tower.layers if checkpointing else 0
-    kept = patches * (pixels + layer_inputs + layers * kept_of_layer)
+    if run.config.train.gradient_checkpointing:  # a layer is computed again when the decoder keeps nothing more
+        kept = patches * (pixels + FLOAT32 * tower.width * tower.layers)
+        of_layer = kept_of_layer + FLOAT32 * tower.width + number * tower.mlp_width  # and gradients within it
+        return PassCost(int(kept), int(kept + patches * of_layer))
+    kept = patches * (pixels + tower.layers * kept_of_layer)
     return PassCost(int(kept), int(kept + patches * block))
+
+
+def rounded_weights(run: Run, passes: PassMemory) -> int:
+    """Bytes of trained weights that autocast rounds once a step, and keeps until its end (see `MicroBatches`)."""
+    train, trained = run.config.train, run.models.trained
+    if not run.load.bf16 or train.gradient_checkpointing:
+        return 0
+    return passes.decoder.rounded + run.load.bytes_per_number * (trained["vision"] + trained["projector"])
 
 
 def patches_of_row(run: Run) -> float:
@@ -150,6 +163,8 @@ def worker(run: Run, passes: PassMemory) -> Process:
     batches = f"{load.held_batches} micro-batch{'es' * (load.held_batches > 1)}"
     kept = load.held_batches * (passes.decoder.kept + passes.tower.kept)
     items = [*_training_state(run), *_teacher_in_worker(run), Item(f"kept for the backward pass, {batches}", kept)]
+    if rounded := rounded_weights(run, passes):
+        items.append(Item("trained weights, rounded to bf16", rounded))
     if kv_transport(run.config) == "cuda_ipc":
         items.append(Item(f"captured KV, {batches}", load.held_batches * kv_of_rows(run, load.rows)))
     moment, peak = _peak_of_step(run, passes)
@@ -163,13 +178,17 @@ def worker(run: Run, passes: PassMemory) -> Process:
 def _training_state(run: Run) -> Iterator[Item]:
     """Weights, gradients and moments; under FSDP2 of the worker's own shards, and of the layers that are gathered."""
     models, learns = run.models, updated_parameters(run)
-    elsewhere = _share_elsewhere(run.config)
-    layer = models.layer_parameters / models.text.num_hidden_layers
-    gathered = 2 * layer if elsewhere else 0  # one runs, the next one is fetched
-    weights = sum(models.parameters.values()) - elsewhere * models.layer_parameters + gathered
+    weights = sum(models.parameters.values()) - _share_elsewhere(run.config) * models.layer_parameters
     yield Item("weights, float32", FLOAT32 * weights)
     yield Item("gradients, float32", FLOAT32 * learns)
     yield Item("optimizer: two moments", 2 * FLOAT32 * learns)
+    if shares_layers(run.config):  # one runs, the next one is fetched
+        yield Item("two layers, gathered", 2 * _gathered(run) / models.text.num_hidden_layers)
+
+
+def _gathered(run: Run) -> int:
+    """Bytes of the decoder's layers gathered from all workers, under FSDP2."""
+    return run.load.bytes_per_number * run.models.layer_parameters
 
 
 def _teacher_in_worker(run: Run) -> Iterator[Item]:
@@ -193,9 +212,25 @@ def _peak_of_step(run: Run, passes: PassMemory) -> tuple[str, float]:
         "captured KV": captured,
         "loss": passes.loss.peak,
         "backward pass": passes.loss.kept + passes.decoder.peak - passes.decoder.kept,
+        "last gradients": _last_gradients(run, passes) - passes.decoder.kept - passes.tower.kept,
     }
+    if shares_layers(run.config):
+        held = run.load.held_batches * (passes.decoder.kept + passes.tower.kept) + rounded_weights(run, passes)
+        moments["all layers, gathered to validate"] = _gathered(run) - held
     largest = max(moments, key=lambda name: moments[name])
     return largest, max(0.0, moments[largest])
+
+
+def _last_gradients(run: Run, passes: PassMemory) -> float:
+    """Bytes of the gradients that a backward pass finishes last, when it keeps nothing more.
+
+    Those of embeddings are as large as these; if they are the output head, too, its own wait for them, and both are
+    added. Those of weights that an earlier micro-batch has rounded wait in bf16: autograd takes its latest steps first.
+    """
+    embeddings = cast(Tensor, run.models.student.model.get_input_embeddings().weight)
+    tied = embeddings is run.models.student.output_head.weight_VD
+    last = FLOAT32 * embeddings.numel() * (3 if tied else 1) if embeddings.requires_grad else 0
+    return last + (rounded_weights(run, passes) if run.load.micro_batches > 1 else 0)
 
 
 def updated_parameters(run: Run) -> float:
@@ -203,9 +238,14 @@ def updated_parameters(run: Run) -> float:
     return sum(run.models.trained.values()) - _share_elsewhere(run.config) * run.models.trained_layer_parameters
 
 
+def shares_layers(config: Config) -> bool:
+    """Whether each worker holds a share of the decoder's layers (FSDP2)."""
+    return config.train.parallelism == "fsdp2" and config.ray.min_workers > 1
+
+
 def _share_elsewhere(config: Config) -> float:
-    """Share of the decoder's layers that other workers hold, under FSDP2."""
-    return 1 - 1 / config.ray.min_workers if config.train.parallelism == "fsdp2" else 0.0
+    """Share of the decoder's layers that other workers hold."""
+    return 1 - 1 / config.ray.min_workers if shares_layers(config) else 0.0
 
 
 def teacher(run: Run) -> Process | None:

@@ -66,7 +66,7 @@ def step_time(run: Run, device: Device) -> StepTime:
         "optimizer": UPDATE_BYTES * updated_parameters(run) / device.bandwidth,
     }
     if load.on_gpu:
-        seconds["launches"] = LAUNCH_SECONDS * load.micro_batches * _launches(run)
+        seconds["launches"] = LAUNCH_SECONDS * _launches(run)
     if kv and kv_transport(config) == "object_store":
         seconds["KV"] = kv / (OBJECT_STORE if load.on_gpu else device.bandwidth / 2)
     views = rows * load.image_tokens / models.tower.tokens
@@ -100,13 +100,16 @@ def _plain_pass(run: Run) -> PassCost:
 
 
 def _activations(run: Run) -> float:
-    """Bytes that a micro-batch keeps without gradient checkpointing; a third more with it, for the second pass."""
-    return _plain_pass(run).kept * (4 / 3 if run.config.train.gradient_checkpointing else 1)
+    """Bytes that a micro-batch keeps without gradient checkpointing, rounded weights with them; a third more with it,
+    for the second pass.
+    """
+    plain = _plain_pass(run)
+    return (plain.kept + plain.rounded) * (4 / 3 if run.config.train.gradient_checkpointing else 1)
 
 
 def _launches(run: Run) -> float:
-    """Operations of a micro-batch that the worker launches; a teacher in an actor launches its own at the same time."""
-    plain = _plain_pass(run)
-    recomputed = plain.forward * run.config.train.gradient_checkpointing
+    """Operations of a step that the worker launches; a teacher in an actor launches its own at the same time."""
+    plain, checkpointing, batches = _plain_pass(run), run.config.train.gradient_checkpointing, run.load.micro_batches
     in_worker = run.models.teacher is not None and run.config.teacher.placement == "in_process"
-    return plain.launches + recomputed + plain.forward * in_worker
+    of_batch = plain.launches + plain.forward * (checkpointing + in_worker)
+    return batches * of_batch - (0 if checkpointing else (batches - 1) * plain.once)

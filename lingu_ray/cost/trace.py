@@ -35,13 +35,17 @@ _GROUPED_MM = torch.ops.aten._grouped_mm.default
 class PassCost:
     """What a forward and backward pass costs. Bytes: `kept` for the backward pass, `peak` at any moment of both.
 
-    `forward`, `launches`: operations of the forward pass and of both; on a GPU each launches a kernel or more.
+    `rounded`: bytes of rounded weights, beside these, that all passes of a step share.
+    `forward`, `launches`: operations of the forward pass and of both; on a GPU each launches a kernel or more. `once`:
+    how many of them round weights that the next pass of a step finds rounded.
     """
 
     kept: int
     peak: int
+    rounded: int = 0
     forward: int = 0
     launches: int = 0
+    once: int = 0
 
 
 class LiveBytes(TorchDispatchMode):
@@ -65,6 +69,10 @@ class LiveBytes(TorchDispatchMode):
                 self._count(leaf.untyped_storage())
         return output
 
+    def __len__(self) -> int:
+        """How many tensors there are now."""
+        return len(self._live)
+
     def _count(self, storage: torch.UntypedStorage) -> None:
         key, size = id(storage), storage.nbytes()
         if key in self._live:
@@ -86,7 +94,13 @@ def _grouped_mm(func: Any, left: Tensor, right: Tensor, *args: Any, **kwargs: An
 
 @lru_cache(maxsize=64)
 def decoder_pass(
-    decoder: PreTrainedModel, rows: int, tokens: int, masked: bool, bf16: bool, checkpointing: bool
+    decoder: PreTrainedModel,
+    rows: int,
+    tokens: int,
+    masked: bool,
+    bf16: bool,
+    checkpointing: bool,
+    gathers: bool = False,
 ) -> PassCost:
     """Forward and backward pass of a decoder over embedded rows, where gradients exist already.
 
@@ -97,6 +111,7 @@ def decoder_pass(
         masked: whether attention gets a mask, as it does where rows are padded.
         bf16: whether it runs under autocast.
         checkpointing: whether gradient checkpointing is on.
+        gathers: whether the matrices of its layers come rounded already, as FSDP2 gathers them.
 
     Raises:
         UserError: the decoder does not run on fake tensors, or does not support gradient checkpointing.
@@ -107,6 +122,9 @@ def decoder_pass(
     fake: Any = deepcopy(decoder).train()
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake.to_empty(device="cpu")
+        for parameter in fake.layers.parameters() if gathers else ():
+            if parameter.ndim > 1:
+                parameter.data = parameter.data.bfloat16()
         if checkpointing:
             fake.gradient_checkpointing_enable({"use_reentrant": False})
         mask, implementation = _mask(fake, rows, tokens), str(fake.config._attn_implementation)
@@ -116,23 +134,26 @@ def decoder_pass(
         for tensor in (embedding_RTD, *(p for p in fake.parameters() if p.requires_grad)):
             tensor.grad = torch.empty_like(tensor)
         try:
-            return _traced_pass(fake, embedding_RTD, mask, bf16)
+            return _traced_pass(fake, embedding_RTD, mask, bf16, rounds_once=not checkpointing)
         except RuntimeError as error:
             raise UserError(f"the memory of a {name} cannot be estimated: {error}") from error
 
 
-def _traced_pass(decoder: Any, embedding_RTD: Tensor, mask: Tensor, bf16: bool) -> PassCost:
-    with LiveBytes() as live:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            hidden_RTD = decoder(
-                inputs_embeds=embedding_RTD,
-                attention_mask=mask,
-                position_ids=torch.arange(embedding_RTD.shape[1])[None],
-                use_cache=False,
-            ).last_hidden_state
+def _traced_pass(decoder: Any, embedding_RTD: Tensor, mask: Tensor, bf16: bool, rounds_once: bool) -> PassCost:
+    """In an autocast that lasts longer than the pass, as `MicroBatches` has it."""
+    with LiveBytes() as live, torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=rounds_once):
+        hidden_RTD = decoder(
+            inputs_embeds=embedding_RTD,
+            attention_mask=mask,
+            position_ids=torch.arange(embedding_RTD.shape[1])[None],
+            use_cache=False,
+        ).last_hidden_state
         kept, forward = live.now, live.launches
-        hidden_RTD.backward(torch.empty_like(hidden_RTD))
-    return PassCost(kept, live.peak, forward, live.launches)
+        with torch.autocast("cpu", enabled=False):
+            hidden_RTD.backward(torch.empty_like(hidden_RTD))
+        del hidden_RTD
+        rounded, once = live.now, len(live)
+    return PassCost(kept - rounded, live.peak - rounded, rounded, forward, live.launches, once)
 
 
 def loss_pass(
@@ -164,7 +185,7 @@ def loss_pass(
             terms = ce_kd_loss(hidden_ND, head, labels_N, scales, output, divergence, logits_at_a_time(on_gpu))
             kept = live.now
             del terms
-    return PassCost(kept, live.peak, live.launches, live.launches)
+    return PassCost(kept, live.peak, forward=live.launches, launches=live.launches)
 
 
 def _fake_head(head: OutputHead, dtype: torch.dtype, trained: bool) -> OutputHead:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +91,7 @@ class MicroBatches:
         in_process = teacher is None or isinstance(teacher, Teacher)
         self.look_ahead = int(device.type != "cpu" and not in_process) if ahead is None else ahead
         self.of_a_call = settings.micro_batches_per_call
+        self.rounds_once = not config.train.gradient_checkpointing  # which is there to save memory
         self.ce_weights = {source.name: config.ce_weight(source) for source in config.corpus.sources}
         self.kd_weights = {source.name: source.kd_weight for source in config.corpus.sources}
         self.distilled = config.distilled_sources()
@@ -133,7 +134,7 @@ class MicroBatches:
         passes = list(zip(batches, plans, weights.labeled, strict=True))
         if is_sharded(self.student.decoder):
             passes += [(batch, None, _labeled(batch)) for batch in dummy_micro_batches(batches, self.device)]
-        with self._rounding_once():
+        with self.autocast(self.rounds_once):
             for begin in range(0, len(passes), self.of_a_call):
                 in_flight.append(self._ask(passes[begin : begin + self.of_a_call], sums))
                 if len(in_flight) > self.look_ahead:
@@ -152,19 +153,13 @@ class MicroBatches:
         terms = self.step.loss(done, None, SampleScales(ones_S, ones_S, temperature=1.0))
         return float(terms.ce_N.sum())
 
-    def autocast(self) -> AbstractContextManager:
-        """The precision that forward passes run in."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16")
-
-    def _rounding_once(self) -> AbstractContextManager:
-        """Autocast around all passes of a step, so that it rounds a weight once, and keeps one copy until the end.
-
-        Gradient checkpointing frees these copies between the passes, and keeps doing so: it is there to save memory.
-        """
-        return nullcontext() if self.config.train.gradient_checkpointing else self.autocast()
+    def autocast(self, rounds_once: bool = True) -> AbstractContextManager:
+        """The precision that forward passes run in; `rounds_once`: weights that it rounds are kept until its end."""
+        bf16 = self.config.train.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=rounds_once)
 
     def _forward(self, batch: MicroBatch, plan: Donation | None) -> tuple[StudentPass, TeacherRequest | None]:
-        with self.autocast():
+        with self.autocast(self.rounds_once):
             return self.step.forward(model_inputs(batch), plan)
 
     def _ask(self, call: list[_Planned], sums: StepSums) -> _Asked:

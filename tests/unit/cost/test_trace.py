@@ -53,7 +53,7 @@ def saved(decoder: PreTrainedModel, bf16: bool) -> int:
 def test_kept_is_what_autograd_saves(name: str, bf16: bool):
     """Bytes saved by a real forward pass, as hooks see them, and those of the trace: within 5 %."""
     told = decoder_pass(decoder_of(name, "meta"), ROWS, TOKENS, masked=True, bf16=bf16, checkpointing=False)
-    assert told.kept == pytest.approx(saved(decoder_of(name, "cpu"), bf16), rel=0.05)
+    assert told.kept + told.rounded == pytest.approx(saved(decoder_of(name, "cpu"), bf16), rel=0.05)
 
 
 def test_a_token_meets_its_own_experts_alone():
