@@ -59,7 +59,13 @@ class Estimate:
     def needed(self) -> float:
         """The most bytes that a device must hold: a GPU, or a CPU's memory with all workers."""
         while_training = self._needed_on_gpu if self.device.is_gpu else self._needed_on_cpu
-        return max(while_training, self.engine.bytes if self.engine else 0.0)
+        return max(while_training, self.engines * self.engine.bytes if self.engine else 0.0)
+
+    @property
+    def engines(self) -> int:
+        """Engines that a device has at one time: one on a GPU, on a CPU those of all models measured side by side."""
+        settings = self.config.evaluation
+        return 1 if self.device.is_gpu else (settings.replicas or 1) * settings.models_at_once
 
     @property
     def _needed_on_gpu(self) -> float:

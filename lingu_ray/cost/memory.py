@@ -281,10 +281,13 @@ def engine(run: Run) -> Process | None:
     name, number = {"fp32": ("float32", FLOAT32), "bf16": ("bf16", 2)}[settings.precision]
     tokens = settings.tokens_per_batch
     kv = kv_bytes(models.text.num_hidden_layers, models.kv_heads, models.head_dim, tokens, number)
-    batch = tokens * number * (8 * models.text.hidden_size + 3 * models.mlp_width) + kv
     logits = 2 * FLOAT32 * HEAD_CHUNK * models.student.output_head.vocabulary
+    batch = tokens * number * (8 * models.text.hidden_size + 3 * models.mlp_width) + kv + logits
+    if any(task.kind == "vision" for task in settings.tasks):  # the tower is done when the decoder begins
+        tower, patches = models.tower, tokens / run.load.tokens * patches_of_row(run)
+        batch = max(batch, patches * number * (tower.values_per_patch + 4 * tower.width + 2 * tower.mlp_width))
     weights = number * sum(models.parameters.values())
-    items = Item(f"weights, {name}", weights), Item(f"a batch of {tokens} tokens", batch + logits)
+    items = Item(f"weights, {name}", weights), Item(f"a batch of {tokens} tokens", batch)
     return Process("evaluation", True, (*items, _overhead(run.load)))
 
 

@@ -182,6 +182,23 @@ def test_no_teacher_no_kv(pair: Path, tmp_path: Path, on_h100: Any):
     assert plain.time.total < measured.time.total
 
 
+def test_an_engine_that_sees_holds_what_its_tower_computes(pair: Path, tmp_path: Path, on_h100: Any):
+    """Of a batch of pictures, where that is more than its tokens take, as patches are many and merged."""
+    task = {"name": "seen", "kind": "vision", "type": "exact_match", "path": str(tmp_path)}
+
+    def batch(*tasks: Any, patches: int) -> float:
+        settings = {"tasks": tasks, "tokens_per_batch": 10**6}
+        found = on_h100(tinyrun.config(pair, tmp_path, evaluation=settings), text_tokens=1, answer_tokens=1)
+        found = replace(found, models=replace(found.models, tower=replace(found.models.tower, patches=patches)))
+        assert found.engine is not None and found.load.tokens == IMAGE_TOKENS + 2
+        return found.engine.items[1].bytes
+
+    assert batch("arc_easy", patches=99) == batch("arc_easy", patches=1) == batch(task, patches=1)
+    tower = on_h100(tinyrun.config(pair, tmp_path)).models.tower
+    values = tower.values_per_patch + 4 * tower.width + 2 * tower.mlp_width
+    assert batch(task, patches=99) == pytest.approx(10**6 / (IMAGE_TOKENS + 2) * 99 * 4 * values)
+
+
 def test_an_engine_in_bf16_takes_half(pair: Path, tmp_path: Path, on_h100: Any):
     """Weights, keys and values, and activations; the logits that are scored are float32 in both."""
     tasks = {"tasks": ["arc_easy"]}

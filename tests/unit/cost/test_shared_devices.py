@@ -49,6 +49,17 @@ def test_memory_of_a_shared_gpu(on: Any) -> None:
     assert needed(0.5, 2, "node") == 2 * worker.bytes + teacher.bytes
 
 
+def test_engines_side_by_side(on: Any) -> None:
+    """A machine holds those of all models that are measured at once, each GPU one."""
+
+    def needed(device: Device, **settings: int) -> float:
+        tasks = {"tasks": ["arc_easy"], "tokens_per_batch": 10**6}
+        return on(device, evaluation=tasks | settings).needed
+
+    assert needed(CPU, replicas=2, models_at_once=3) == 6 * needed(CPU)
+    assert needed(GPUS["h100"], replicas=2) == needed(GPUS["h100"])
+
+
 def test_several_workers_are_no_faster_on_one_device(on: Any) -> None:
     """The same rows take a CPU's products and memory as long whoever computes them, and so with shares of a GPU; of
     GPUs of their own two take half. What the host launches, each worker launches at once."""
