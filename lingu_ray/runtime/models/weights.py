@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -28,8 +29,10 @@ from lingu_ray.paths import why_not_loaded
 from lingu_ray.runtime.models import gguf
 from lingu_ray.runtime.models.tensor_headers import COPY_AGAIN, Stored, listed
 
-NOT_LOADABLE = (*HUB_ERRORS, KeyError, ImportError, RuntimeError, SafetensorError, struct.error)
-"""What Transformers raises where there is no model, one that it does not know, or a file that was cut off (GGUF)."""
+NOT_LOADABLE = (*HUB_ERRORS, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError, struct.error)
+"""What Transformers raises where there is no model, one that it does not know, a file that was cut off (GGUF), or a
+field of a configuration that is of another type.
+"""
 
 _SHOWN = 3
 _JSON_FILES = (

@@ -187,6 +187,10 @@ MUTILATIONS: dict[str, tuple[Callable[[Path], None], str]] = {
     "FP8 that is not said": (eight_bits(torch.float8_e4m3fn), r"are quantized \(F8_E4M3: .*_proj"),
     "INT8 that is not said": (eight_bits(torch.int8), r"are quantized \(I8: .*_proj"),
     "own code": (own_code, "comes with model code of its own"),
+    "a field of another type": (
+        lambda f: changed_json(f / "config.json", tie_word_embeddings="both"),
+        "'tie_word_embeddings'(?s:.*)expected bool",
+    ),
 }
 
 
