@@ -160,7 +160,8 @@ def _student(config: Config) -> tuple[PreTrainedModel, Tower]:
         student: Any = student_config(teacher, make_vision(settings.from_teacher), vocabulary, vocabulary - 1, None)
     else:
         student = load_student_config(settings)
-    return empty_model(AutoModelForImageTextToText, student, settings.trust_remote_code), tower_of(student)
+    empty = empty_model(AutoModelForImageTextToText, student, settings.trust_remote_code)
+    return empty.float(), tower_of(student)  # as it is trained, whatever it is published in
 
 
 def tower_of(student: PreTrainedConfig) -> Tower:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,6 +59,18 @@ def test_parameters_are_those_of_the_models(pair: Path, tmp_path: Path):
     assert models.trained["vision"] == 0 and models.trained["decoder"] == models.parameters["decoder"]
     adapters = read_models(tinyrun.config(pair, tmp_path, train={"lora": {"rank": 2}})).trained["decoder"]
     assert 0 < adapters < models.trained["decoder"] / 5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_published_in_16_bits(precision: str, pair: Path, tmp_path: Path, on_h100: Any):
+    """It is trained in float32 nonetheless: the estimate is that of the same model with weights of float32."""
+    for name, settings in (("teacher", {}), ("student", {"dtype": "bfloat16"})):
+        published = json.loads((pair / name / "config.json").read_text(encoding="utf-8")) | settings
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(published), encoding="utf-8")
+    train = {"precision": precision}
+    found, plain = (on_h100(tinyrun.config(folder, tmp_path, train=train)) for folder in (tmp_path, pair))
+    assert found.training == plain.training and found.time == plain.time
 
 
 def test_a_folder_that_is_missing_is_no_matter_of_the_hub(tmp_path: Path):
