@@ -6,7 +6,7 @@ configurations are read (config.json), no weights. Shown are
   worker      weights, gradients, optimizer, what a full micro-batch keeps, and the most that a step takes beside that
   teacher     in its own process or in the worker's
   evaluation  an engine with the student, where tasks are named
-  host        rows that wait, KV in the object store, the copy of a checkpoint
+  host        rows that wait, KV in the object store, the copy of a checkpoint, models that are loaded or exported
   time        of a step and of the run, by operations and bytes; bytes of KV
 
 and whether the device holds it; if not, what each setting that takes less memory would change. What a micro-batch keeps

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from lingu_ray.config import Config
@@ -300,14 +301,29 @@ def host(run: Run) -> Process:
     rows = _STEPS_AHEAD * load.rows_of_step + in_use
     items = [Item("rows encoded ahead: pictures", rows * patches_of_row(run) * patch_bytes)]
     saved = checkpoint_bytes(sum(models.parameters.values()), sum(models.trained.values()))
+    copied = 0.0
     if config.train.checkpoint == "sharded" or (config.train.checkpoint == "auto" and saved > WHOLE_UP_TO):
-        items.append(Item("copy of a checkpoint that is being written", saved / config.ray.min_workers))
+        copied = saved / config.ray.min_workers
+        items.append(Item("copy of a checkpoint that is being written", copied))
     if kv_transport(config) == "object_store":
         items.append(Item("object store: KV", load.held_batches * kv_of_rows(run, load.rows)))
     if load.on_gpu:
+        beyond = _models_on_cpu(run, copied) - sum(item.bytes for item in items)
+        items.append(Item("more while models are loaded or exported", max(0.0, beyond)))
         processes = 1 + (kv_transport(config) is not None)
         items.append(Item("the processes themselves", processes * PROCESS))
     return Process("host", False, tuple(items))
+
+
+def _models_on_cpu(run: Run, copied: float) -> float:
+    """Bytes on the host of a GPU where models are there, too: while they are loaded, or while the first worker exports.
+
+    `copied`: of a checkpoint, which stay. An export is gathered in float32 and made of that in the published dtype.
+    """
+    models, student = run.models, sum(run.models.parameters.values())
+    teacher = 0 if models.teacher is None else count(models.teacher) * run.load.bytes_per_number
+    published = cast(torch.dtype, models.student.model.config.dtype or torch.float32)
+    return max(FLOAT32 * student + teacher, copied + (FLOAT32 + published.itemsize) * student)
 
 
 def _overhead(load: Workload) -> Item:

@@ -32,7 +32,8 @@ def _run(estimate: Estimate) -> Iterator[str]:
     )
     yield from _line(
         "step",
-        f"{load.rows_of_step} rows a worker in {load.micro_batches} micro-batches of up to {load.rows}, "
+        f"{load.rows_of_step} rows a worker in {load.micro_batches} micro-batch{'es' * (load.micro_batches > 1)} of up "
+        f"to {load.rows}, "
         f"{'bf16' if load.bf16 else 'fp32'}",
     )
     groups = ", ".join(f"{name} {_millions(number)}" for name, number in models.parameters.items())
