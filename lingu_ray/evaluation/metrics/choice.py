@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from string import ascii_lowercase, ascii_uppercase
 
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
@@ -13,10 +14,11 @@ from lingu_ray.evaluation.metrics.short_answers import AS_TYPED
 # `A-frame`, `A/C`.
 _BARE = r"(?![AI] (?!(?:is|was|as|and|or|because|since|for|due|in|which)\b)\w)[A-Z]\b(?![-'’/&]\w)"
 _LETTER = f"({_BARE})"
+_APART = r"(?<![\w'’.&/+°-])(?<!\d )"  # not of B&B, U.S.A, 20 °C and 20 C
 # Several at once, which chooses none: `A or B`, `(A), (B)`, and options that are listed again line by line.
 _SEVERAL = re.compile(
     rf"(?<![\w'’])[A-Z](?:\W{{0,3}}?(?:[,/&、或和]|\b(?:or|and)\b)\W*{_BARE})+\W{{0,3}}"
-    r"|(?:^[^\w\n]*[A-Z][).:].*\n*){2,}",
+    r"|(?:^[^\w\n]*([A-Z])[).:].*\n*)(?:^[^\w\n]*(?!\1)[A-Z][).:].*\n*)+",
     re.MULTILINE,
 )
 # From the clearest to the least certain way to name an option; the last of several in one answer counts.
@@ -29,7 +31,19 @@ _FORMS = tuple(
         r"\b(?i:answer|option|choice)(?i: is)?:?\W+([a-z])\W*$",  # the answer is b
         r"(?<!\w)\(([A-Za-z])\)",  # it must be (B); not bus(es)
         rf"^\W*{_LETTER}(?!\.\w)",  # B a red bus
-        rf"(?:\b(?:is|be|s|choose|select|pick)\W+|[:：]\W*|[是为選选择擇]){_LETTER}\W*$",  # it would be B; 答案是B
+    )
+)
+_TEXTS = (  # an option's text with others around it: it is a red bus; a red bus, since ...
+    r"(?<!\bnot )(?<!n't )(?<!\bor )(?<!\band )(?<=[\s:\"“*是为]){}$",
+    r"^{}(?=[.,;:] )",
+)
+# Those of which an option's text is clearer: `it has vitamin C`
+_UNCERTAIN = tuple(
+    re.compile(form)
+    for form in (
+        rf"(?:[:：]\W*|[是为选选择擇项項]|{_APART}){_LETTER}\W*$",  # therefore, B; 答案是B
+        rf"{_APART}{_LETTER}\W+(?:is|seems)\b(?! (?:not|wrong|incorrect|false)\b)",  # so B is correct
+        r"(?<![A-Za-z])([A-Z])(?:です|입니다)",  # 正解はBです
     )
 )
 
@@ -45,7 +59,8 @@ def judge_letters(columns: Columns) -> Scores:
 
 
 def named_option(answer: str, choices: list[str]) -> int | None:
-    """Index of the option whose letter or text the answer is, or whose letter it names; None if it names none.
+    """Index of the option whose letter or text the answer is, whose letter it names, or with whose text it begins or
+    ends; None if it names none.
 
     Letters that stand side by side as alternatives, or as a list, choose none, as in VLMEvalKit.
     """
@@ -53,12 +68,24 @@ def named_option(answer: str, choices: list[str]) -> int | None:
     letter = re.fullmatch(r"[\W_]*([A-Za-z])[\W_]*", answer)
     if letter and (index := _index(letter[1].upper(), choices)) is not None:
         return index
-    texts = [_plain(choice) for choice in choices]
+    texts, plain = [_plain(choice) for choice in choices], _plain(answer)
     for named in (texts, [f"{letter} {text}" for letter, text in zip(ascii_lowercase, texts, strict=False)]):
-        if (plain := _plain(answer)) in named:
+        if plain in named:
             return named.index(plain)
     chosen = _SEVERAL.sub(" ", answer)
-    found = next((letters for form in _FORMS if (letters := form.findall(chosen))), [])
+    if (index := _by_letter(_FORMS, chosen, choices)) is not None:
+        return index
+    by_text = {max(said, key=len) for form in _TEXTS if (said := _said(form, texts, _plain(chosen)))}
+    return texts.index(by_text.pop()) if len(by_text) == 1 else _by_letter(_UNCERTAIN, chosen, choices)
+
+
+def _said(form: str, texts: list[str], answer: str) -> list[str]:
+    return [text for text in texts if re.search(form.format(re.escape(text)), answer)]
+
+
+def _by_letter(forms: Sequence[re.Pattern[str]], answer: str, choices: list[str]) -> int | None:
+    """The option of the last letter in the clearest form that the answer has."""
+    found = next((letters for form in forms if (letters := form.findall(answer))), [])
     indices = [index for one in found if (index := _index(one.upper(), choices)) is not None]
     return indices[-1] if indices else None
 
@@ -70,7 +97,7 @@ def _index(letter: str, choices: list[str]) -> int | None:
 
 def _plain(text: str) -> str:
     typed = " ".join(text.translate(AS_TYPED).lower().split())
-    return typed.strip('*_`"“”').rstrip(".") or typed  # an option may be a mark alone
+    return typed.lstrip('*_`"“”').rstrip('*_`"“”.') or typed  # an option may be a mark alone
 
 
 def judge_mme(columns: Columns) -> Scores:

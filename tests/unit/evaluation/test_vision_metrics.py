@@ -157,10 +157,29 @@ def test_relaxed_accuracy(prediction: str, answer: str, met: bool):
         ("The answer is a small dog", None),
         ("It would be B.", 1),
         ("I'd say it's C", 2),
-        ("It is a dog", None),
+        ("It is a dog", 1),  # ends with the text
+        ('The answer is "a dog".', 1),
+        ("Answer: **a bus**", 2),
+        ("It is not a dog", None),
+        ("a cat or a dog", None),
+        ("The picture shows a bird dog", None),
+        ("Not A, but C is a bus", 2),
+        ("So, B", 1),
+        ("Hence B.", 1),
+        ("The image shows two. Therefore, B.", 1),
+        ("So B is correct.", 1),
+        ("So B is wrong.", None),
+        ("La risposta è B.", 1),
+        ("1. B", 1),
+        ("I'd go with option B", 1),
+        ("It is 20 °C", None),
+        ("It is 20 C", None),
+        ("B. a dog\nB. a dog\nB. a dog", 1),  # said again until it was cut off
         ("Réponse : B", 1),
         ("答案：B。", 1),
         ("答案是B", 1),
+        ("正解はBです。", 1),
+        ("정답은 B입니다.", 1),
         ("Ｂ", 1),  # full-width
         ("答案：Ｂ。", 1),
         ("（Ｂ）", 1),
@@ -206,6 +225,25 @@ def test_the_option_an_answer_names(answer: str, option: int | None):
 def test_options_that_are_marks(answer: str, option: int | None):
     """Of arithmetic: a mark is named by itself, and by no empty answer."""
     assert named_option(answer, ["+", "*", "/"]) == option
+
+
+@pytest.mark.parametrize(
+    ("answer", "option"),
+    [
+        ("It has vitamin C.", 0),  # the text, not the letter
+        ("It is 1,200", 2),
+        ("It is red wine", 3),
+        ("It is wine", 4),
+        ("Red wine, since it is dark.", 3),
+        ("Iron. The nail is made of it.", 1),
+        ("Iron works, as one sees", None),
+        ("iron, wine", None),
+        ("Wine: it is red wine", None),
+    ],
+)
+def test_the_option_whose_text_is_in_a_sentence(answer: str, option: int | None):
+    """The longest text that the answer begins or ends with, before a letter that stands there; not two of them."""
+    assert named_option(answer, ["vitamin C", "iron", "1,200", "red wine", "wine"]) == option
 
 
 @pytest.mark.parametrize(("answer", "option"), [("W", 1), ("s.", 2), ("C", 2), ("Z", None)])
