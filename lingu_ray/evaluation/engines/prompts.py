@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 import torch
 from PIL import Image
@@ -20,7 +21,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest
 from lingu_ray.evaluation.engines.load import ModelFiles
 from lingu_ray.evaluation.engines.scoring import first_ids, leading_ids
-from lingu_ray.evaluation.metrics.reasoning import CLOSING, OPENING, reasoning_length
+from lingu_ray.evaluation.metrics.reasoning import MARKS, TOKENS, reasoning_length
 
 ENCODED_AT_ONCE = 64  # questions whose images are decoded at once
 
@@ -89,10 +90,9 @@ class Prompts:
         begins begins the text.
         """
         said = ids[:-1] if ids[-1:] and ids[-1] in self.ends else ids
-        text = self.tokenizer.decode(said, skip_special_tokens=True)
-        assert isinstance(text, str)  # only a list of lists gives a list of texts
-        begin = 0
-        if self._may_reason(request):
+        may_reason = self._may_reason(request)
+        text, begin = self._decode(said, self._marks if may_reason else frozenset()), 0
+        if may_reason:
             text = self._opening + text
             begin = reasoning_length(text)
         found = [place for stop in request.stop if (place := text.find(stop, begin)) >= 0]
@@ -110,18 +110,26 @@ class Prompts:
         return sorted(token for token in self.files.eos_ids | {self.encoder.end_of_turn_id} if token < vocabulary)
 
     def _may_reason(self, request: GenerateRequest) -> bool:
-        """Whether the model has a token that ends reasoning, and is asked in the template that may ask for it."""
-        return self._chats(request) and self._has_closing
-
-    @cached_property
-    def _has_closing(self) -> bool:
-        return CLOSING in self.tokenizer.get_vocab()
+        """Whether the model has tokens that mark reasoning, and is asked in the template that may ask for it."""
+        return self._chats(request) and bool(self._marks)
 
     @cached_property
     def _opening(self) -> str:
         """What the template writes itself of an answer's reasoning, before the model does."""
         prompt = self.encoder.prompt([{"role": "user", "content": "1"}])
-        return OPENING if prompt.rstrip().endswith(OPENING) else ""
+        return next((opening for opening in MARKS if prompt.rstrip().endswith(opening)), "")
+
+    @cached_property
+    def _marks(self) -> frozenset[int]:
+        """The vocabulary's tokens that mark reasoning."""
+        vocabulary = self.tokenizer.get_vocab()
+        return frozenset(vocabulary[token] for token in TOKENS if token in vocabulary)
+
+    def _decode(self, ids: list[int], marks: frozenset[int]) -> str:
+        """The text of tokens, without special ones but for `marks`."""
+        groups = groupby(ids, key=marks.__contains__)
+        texts = [self.tokenizer.decode(list(group), skip_special_tokens=not marked) for marked, group in groups]
+        return "".join(map(str, texts))  # each is one: only a list of lists gives a list of texts
 
     def _chats(self, request: GenerateRequest) -> bool:
         """Whether a chat template is used; a causal LM without one gets raw text."""

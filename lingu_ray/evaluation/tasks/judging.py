@@ -7,7 +7,7 @@ from dataclasses import replace
 from lingu_ray.config import TaskConfig
 from lingu_ray.evaluation.metrics import registry
 from lingu_ray.evaluation.metrics.metric import Columns, Metric, Scores
-from lingu_ray.evaluation.metrics.reasoning import without_reasoning
+from lingu_ray.evaluation.metrics.reasoning import final_answers
 from lingu_ray.evaluation.tasks.harness import judge_by_harness
 
 METRICS = {**registry.METRICS, "lm_eval": Metric("lm_eval", True, True, judge_by_harness)}
@@ -20,7 +20,7 @@ def judge_task(config: TaskConfig, columns: dict[str, Columns]) -> tuple[Metric,
     A task of lm-evaluation-harness brings a metric of its own name and scale, and judges raw text.
     """
     metric, is_raw = METRICS[config.type], config.type == "lm_eval"
-    scores = {model: metric.judge(one if is_raw else without_reasoning(one)) for model, one in columns.items()}
+    scores = {model: metric.judge(one if is_raw else final_answers(one)) for model, one in columns.items()}
     if is_raw:
         share = all(0 <= score <= 1 for of_model in scores.values() for score in of_model.score)
         return replace(metric, name=next(iter(columns.values()))["metric"][0], share=share), scores

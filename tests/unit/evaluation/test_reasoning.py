@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from chat_kinds import TEMPLATES
 from tiny import tiny_teacher, tiny_tokenizer
+from tokenizers import AddedToken
 
 from lingu_ray.config import TaskConfig
 from lingu_ray.evaluation.engines.engine import GenerateRequest
 from lingu_ray.evaluation.engines.load import load_model_files
 from lingu_ray.evaluation.engines.prompts import Prompts
+from lingu_ray.evaluation.metrics.reasoning import MARKS, TOKENS, final_answer
 from lingu_ray.evaluation.tasks.judging import judge_task
 
 SAID = {  # of an answer `red`, with the empty block that Qwen3's template writes and a student learns; and its score
@@ -21,6 +23,14 @@ SAID = {  # of an answer `red`, with the empty block that Qwen3's template write
     "<think>\nIt looks blue. (B)\n</think>\n\nred": 1,
     "It looks blue. </think> red": 1,
     "<think>\nIt is red, so the answer is (A)": 0,  # cut off before there is an answer
+    "[THINK]It looks blue. (B)[/THINK]red": 1,
+    "◁think▷It looks blue. (B)◁/think▷red": 1,
+    "<|channel>thought\n<channel|>red": 1,
+    "<|channel|>analysis<|message|>It looks blue. (B)<|channel|>final<|message|>red": 1,
+    "<|channel|>analysis<|message|>It is red, so the answer is (A)": 0,
+    "<think>\nblue?\n</think>\n<answer> red </answer>": 1,
+    "<answer>red": 1,  # cut off behind it
+    "It is <|begin_of_box|>red<|end_of_box|>": 1,
 }
 REFERENCES: dict[str, dict[str, Any]] = {
     "exact_match": {"answers": ["red"]},
@@ -49,6 +59,19 @@ def prompts_of(folder: Path, template: str, tokens: list[str]) -> Prompts:
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     tokenizer.save_pretrained(folder)
     return Prompts(load_model_files(folder))
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize(("opening", "closing"), MARKS.items())
+def test_marks_of_reasoning_are_kept(opening: str, closing: str, special: bool, tmp_path: Path) -> None:
+    """Marks that are special tokens are not dropped from the text, as others are, so that reasoning is told apart."""
+    prompts = prompts_of(tmp_path, TEMPLATES["chatml"], [])
+    prompts.tokenizer.add_tokens([AddedToken(token, special=special) for token in (*TOKENS, "<|other|>")])
+    ids = prompts.tokenizer(f"{opening}blue{closing}red", add_special_tokens=False).input_ids
+    said = prompts.answer(GenerateRequest("Which?", stop=("blue",)), ids)
+    assert final_answer(said) == "red" and said.startswith(opening)
+    other = prompts.tokenizer("<|other|>red", add_special_tokens=False).input_ids
+    assert prompts.answer(GenerateRequest("Which?"), other) == ("red" if special else "<|other|>red")
 
 
 def test_stop_texts_end_an_answer_and_not_its_reasoning(tmp_path: Path) -> None:
