@@ -50,7 +50,7 @@ def _questions(data: Path) -> list[dict[str, Any]]:
         GenerateRequest("<image>Even or odd?", ((data / f"{i}.png").read_bytes(),), max_new_tokens=4) for i in range(24)
     ]
     answers = TransformersEngine(data / "adapted", 4096).generate(requests)
-    found = [(i, answer) for i, answer in enumerate(answers) if normalize(answer)]
+    found = [(i, answer.text) for i, answer in enumerate(answers) if normalize(answer.text)]
     return [{"question": "<image>Even or odd?", "answer": answer, "image": f"{i}.png"} for i, answer in found]
 
 

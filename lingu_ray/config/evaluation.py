@@ -48,7 +48,18 @@ KNOWN_FIELDS = frozenset((*(field for fields in (*FIELDS.values(), ANSWERED_FIEL
 """The fields that any type reads; a task's other `fields` become columns of their own."""
 SCORED_TYPES = ("multiple_choice", "last_word", "perplexity")
 """Types that score texts in a language task; the other types generate answers."""
-RESERVED_FIELDS = ("item", "logliks", "tokens", "greedy", "prediction", "answers", "lengths", "sample", "cut_to")
+RESERVED_FIELDS = (
+    "item",
+    "logliks",
+    "tokens",
+    "greedy",
+    "prediction",
+    "answers",
+    "lengths",
+    "sample",
+    "cut_to",
+    "cut_off",
+)
 """Columns of a task's measured items, besides those of `KNOWN_FIELDS`."""
 
 

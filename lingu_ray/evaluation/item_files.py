@@ -31,7 +31,10 @@ SAMPLE = "sample"
 CUT_TO = "cut_to"
 """The column of `Score.cut_to`; files of earlier versions have none."""
 
-ANSWER_COLUMNS = frozenset(("logliks", "tokens", "greedy", CUT_TO, "prediction", SAMPLE, CLUSTER))
+CUT_OFF = "cut_off"
+"""The column of `Answer.cut_off`; files of earlier versions have none."""
+
+ANSWER_COLUMNS = frozenset(("logliks", "tokens", "greedy", CUT_TO, "prediction", CUT_OFF, SAMPLE, CLUSTER))
 """Columns that are not the same for all models of a task, or not where it is asked without its images.
 
 `CLUSTER`: what items share that are drawn together (`bootstrap.summed`), by default their images, or question and

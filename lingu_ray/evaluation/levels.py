@@ -17,7 +17,7 @@ from lingu_ray.config.evaluation import CLUSTER
 from lingu_ray.content import fingerprint
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Bounds, Floats, level, resample, summed
-from lingu_ray.evaluation.item_files import ANSWER_COLUMNS, CUT_TO, Stamp, items_path, read_items, stamp_of
+from lingu_ray.evaluation.item_files import ANSWER_COLUMNS, CUT_OFF, CUT_TO, Stamp, items_path, read_items, stamp_of
 from lingu_ray.evaluation.metrics.constant import CAPTIONS, answered_alike, commonest_answer
 from lingu_ray.evaluation.metrics.metric import Columns, Metric, Scores
 from lingu_ray.evaluation.results import RecoveryIn
@@ -55,7 +55,8 @@ class Measured:
     answers. `nats`: the same items and resamples by likelihood, where that is measured beside the metric. `blind`: the
     same without images, where they were asked so. `constant`: the same of the commonest right answer, under itself,
     where a vision task's items can share one. `cut_to`: by item and text, the context that a model's was cut to, or 0;
-    without models of which it is not known.
+    without models of which it is not known. `cut_off`: by model, the share of its answers that ended at
+    `max_new_tokens`; without models that gave none, or of which it is not known.
     """
 
     config: TaskConfig
@@ -71,6 +72,7 @@ class Measured:
     asked: str | None = None
     engine: str | None = None
     cut_to: Mapping[str, list[list[int]]] = field(default_factory=dict)
+    cut_off: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def sign(self) -> float:
@@ -146,6 +148,7 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
     return replace(
         _levels(config, metric, scores, *drawn),
         cut_to=cut_to,
+        cut_off={m: float(np.mean(of_model[CUT_OFF])) for m, of_model in columns.items() if CUT_OFF in of_model},
         nats=replace(_levels(config, *in_nats, *drawn), cut_to=cut_to) if in_nats else None,
         blind=_levels(config, *judge_task(config, unseen), *drawn, "blind") if unseen else None,
         constant=_levels(config, *judge_task(config, alike), *drawn, "always") if alike else None,

@@ -10,8 +10,8 @@ from typing import Any
 
 from lingu_ray.config.evaluation import CLUSTER
 from lingu_ray.content import combined
-from lingu_ray.evaluation.engines.engine import Score
-from lingu_ray.evaluation.item_files import CUT_TO, SAMPLE, Parts, Stamp, items_path, stamp_of
+from lingu_ray.evaluation.engines.engine import Answer, Score
+from lingu_ray.evaluation.item_files import CUT_OFF, CUT_TO, SAMPLE, Parts, Stamp, items_path, read_columns, stamp_of
 from lingu_ray.evaluation.metrics.metric import Columns
 from lingu_ray.evaluation.replicas import Answers, Chunk, Replicas, Requests
 from lingu_ray.evaluation.tasks.task import Asked, Item, Scored, Task, pictures_of
@@ -21,6 +21,7 @@ from lingu_ray.live import LiveLine
 log = logging.getLogger(__name__)
 
 CHUNK = 128  # items
+MANY_CUT_OFF = 0.05  # share of a task's answers
 SAMPLES = 12  # first items of a task whose question is kept, for the report
 
 
@@ -58,6 +59,19 @@ class TaskRun:
         self.parts.write(chunk.begin, {**columns, **_answered(items, answers), SAMPLE: samples})
         return len(items)
 
+    def finish(self) -> None:
+        """Join all chunks, and tell where many answers ended at the most tokens that they may have."""
+        items, config = len(self.task.items), self.task.config
+        self.parts.join(items)
+        cut_off = sum(read_columns(self.path).get(CUT_OFF, ()))
+        if cut_off > MANY_CUT_OFF * items:
+            name = config.name.partition("@")[0]  # without images the settings are the task's own
+            cure = "the task's own length" if config.type == "lm_eval" else f"raise tasks.{name}.max_new_tokens"
+            log.warning(
+                "%s: %s: %d of %d answers were cut off before they ended; what was not said yet counts as wrong: %s",
+                *(self.model, config.name, cut_off, items, cure),
+            )
+
     def _requests(self, begin: int) -> Requests:
         items = self.task.items[begin : begin + CHUNK]
         scored = [request for item in items if isinstance(item, Scored) for request in item.requests]
@@ -74,7 +88,7 @@ def run_task(run: TaskRun, replicas: Replicas) -> None:
         for chunk, answers in replicas.answers(chunks):
             done += run.keep(chunk, answers)
             line.show(done)
-    run.parts.join(items)
+    run.finish()
     log.info("%s: %d items, %.1f s", label, items - measured, time.perf_counter() - begin)
 
 
@@ -94,7 +108,8 @@ def _clusters(items: Sequence[Item]) -> Columns:
 def _answered(items: Sequence[Item], answers: Answers) -> Columns:
     """Answers in columns, an entry per item; where texts were scored, the entry is a list with an element per text."""
     if not isinstance(items[0], Scored):
-        return {"prediction": list(answers)}
+        said = [answer for answer in answers if isinstance(answer, Answer)]
+        return {"prediction": [answer.text for answer in said], CUT_OFF: [answer.cut_off for answer in said]}
     scores = iter(answer for answer in answers if isinstance(answer, Score))
     of_items = [[next(scores) for _ in item.requests] for item in items if isinstance(item, Scored)]
     return {

@@ -157,7 +157,8 @@ def _model_score(task: Measured, model: str, quotient: Quotient | None) -> Model
     extra = {name: sum(values) / sum(scores.weight) for name, values in scores.extra.items()}
     if task.config.type == PERPLEXITY:
         point, ci, extra = _perplexity(point), [_perplexity(x) for x in ci], {"nats_per_token": point, **extra}
-    return ModelScore(Estimate(point, Interval(*ci)), extra, None if quotient is None else _estimate(quotient))
+    found = None if quotient is None else _estimate(quotient)
+    return ModelScore(Estimate(point, Interval(*ci)), extra, found, task.cut_off.get(model))
 
 
 def _perplexity(nats: float) -> float:

@@ -163,13 +163,16 @@ def _differences(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Estimate
 
 
 def _model_json(name: QuotientName, found: ModelScore) -> dict[str, Any]:
-    return {"score": found.score.value, "ci": list(found.score.ci), **found.extra, **_pair(name, found.quotient)}
+    cut_off = {} if found.cut_off is None else {"cut_off": found.cut_off}
+    score = {"score": found.score.value, "ci": list(found.score.ci), **found.extra}
+    return {**score, **cut_off, **_pair(name, found.quotient)}
 
 
 def _model(name: QuotientName, entry: Mapping[str, Any]) -> ModelScore:
-    known = ("score", "ci", name, f"{name}_ci")
+    known = ("score", "ci", "cut_off", name, f"{name}_ci")
     extra = {key: value for key, value in entry.items() if key not in known}
-    return ModelScore(Estimate(entry["score"], Interval(*entry["ci"])), extra, _estimate(name, entry))
+    score = Estimate(entry["score"], Interval(*entry["ci"]))
+    return ModelScore(score, extra, _estimate(name, entry), entry.get("cut_off"))
 
 
 def _means_json(means: Means) -> dict[str, Any]:

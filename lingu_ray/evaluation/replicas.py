@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lingu_ray.config import EvaluationConfig, RayConfig
 from lingu_ray.errors import Interrupted, UserError, user_error
-from lingu_ray.evaluation.engines.engine import Engine, GenerateRequest, Score, ScoreRequest
+from lingu_ray.evaluation.engines.engine import Answer, Engine, GenerateRequest, Score, ScoreRequest
 from lingu_ray.runtime.cluster.capacity import Need, room, uses_gpu, wait_for_nodes
 from lingu_ray.runtime.cluster.connect import threads
 from lingu_ray.runtime.cluster.gpus import HIDDEN, check_gpus
@@ -25,7 +25,7 @@ from lingu_ray.runtime.cluster.memory import ended_by_ray, full_node, out_of_mem
 log = logging.getLogger(__name__)
 
 Requests = Sequence[ScoreRequest] | Sequence[GenerateRequest]
-Answers = list[Score] | list[str]
+Answers = list[Score] | list[Answer]
 
 AHEAD = 2  # chunks that an engine has: one being answered, one waiting
 _CURE = "lower evaluation.tokens_per_batch, or set evaluation.engine to the other one"

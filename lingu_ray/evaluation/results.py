@@ -73,11 +73,15 @@ def quoted(answer: str) -> str:
 
 @dataclass(frozen=True)
 class ModelScore:
-    """A model on a task: its score, further levels by name, and its own recovery or retention."""
+    """A model on a task: its score, further levels by name, and its own recovery or retention.
+
+    `cut_off`: the share of its answers that ended at `max_new_tokens`; None where it gave none, and in earlier files.
+    """
 
     score: Estimate
     extra: dict[str, float]
     quotient: Estimate | None
+    cut_off: float | None = None
 
 
 @dataclass(frozen=True)

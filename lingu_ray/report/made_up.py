@@ -98,7 +98,7 @@ def _scores(settings: EvaluationConfig, task: TaskConfig, models: Sequence[str])
         is_share=metric.share,
         items=1,
         clusters=1,
-        models={model: ModelScore(_FOUND if metric.share else _POINTS, {}, _FOUND) for model in own},
+        models={model: ModelScore(_FOUND if metric.share else _POINTS, {}, _FOUND, cut_off=0.5) for model in own},
         distilled=_FOUND,
         reason=None,
         floor=0.9,

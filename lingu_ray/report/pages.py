@@ -24,6 +24,7 @@ def environment(*others: jinja2.BaseLoader) -> jinja2.Environment:
     )
     environment.filters |= {"score": format_score, "quotient": format_quotient, "model": display_name}
     environment.filters |= {"over": format_over, "compared": compared_models, "seeing": format_seeing}
+    environment.filters["cut_off"] = format_cut_off
     environment.filters["ahead"] = format_ahead
     environment.filters["number"] = "{:,.0f}".format
     return environment
@@ -58,6 +59,13 @@ def format_seeing(task: TaskScores, references: References) -> str:
         return "–"
     gain = f"images add {task.amount(task.blind.seeing[model])} to {display_name(model)}"
     return f"{gain}, nothing beyond noise" if task.blind.adds_nothing(model) else gain
+
+
+def format_cut_off(task: TaskScores) -> str:
+    """Which shares of the models' answers were cut off, of those that had any: `; cut off: 12.5% of Adapted`."""
+    shares = {model: task.models[model].cut_off for model in in_order(task.models)}
+    found = [f"{share:.1%} of {display_name(model)}" for model, share in shares.items() if share]
+    return f"; cut off: {', '.join(found)}" if found else ""
 
 
 def compared_models(result: Recovery) -> list[str]:

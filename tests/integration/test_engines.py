@@ -36,7 +36,7 @@ from transformers import (
 
 from lingu_ray.config import Config, CorpusConfig, SourceConfig, StudentConfig, TeacherConfig, VisionConfig
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
+from lingu_ray.evaluation.engines.engine import Answer, GenerateRequest, Score, ScoreRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 from lingu_ray.evaluation.engines.vllm_engine import VllmEngine, unsupported_reason
 from lingu_ray.runtime.models.export import export_model, exported_tensors, write_files
@@ -85,7 +85,7 @@ class Both:
     def score(self, requests: list[ScoreRequest]) -> list[Score]:
         return ray.get(self.actor.loglikelihoods.remote(requests))
 
-    def answer(self, requests: list[GenerateRequest]) -> list[str]:
+    def answer(self, requests: list[GenerateRequest]) -> list[Answer]:
         return ray.get(self.actor.generate.remote(requests))
 
 
@@ -178,7 +178,8 @@ def test_the_own_answer_is_greedy(both: Both) -> None:
     """Some of the texts that the model says itself are scored as greedy, by both engines the same ones."""
     words = sorted(set(SENTENCE.split()))
     said = both.transformers.generate([GenerateRequest(word, max_new_tokens=2, chat=False) for word in words])
-    requests = [ScoreRequest(word, text) for word, text in zip(words, said, strict=True) if text]
+    texts = [answer.text for answer in said]
+    requests = [ScoreRequest(word, text) for word, text in zip(words, texts, strict=True) if text]
     expected = [score.greedy for score in both.transformers.loglikelihoods(requests)]
     assert [score.greedy for score in both.score(requests)] == expected
     assert set(expected) == {True, False}

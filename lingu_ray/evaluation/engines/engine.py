@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,13 @@ class GenerateRequest:
     chat: bool = True
 
 
+class Answer(NamedTuple):
+    """A generated text; `cut_off`: it ended at `max_new_tokens`, and neither by itself nor by a stop text."""
+
+    text: str
+    cut_off: bool
+
+
 class Engine(Protocol):
     """A loaded model. Answers come in the order of the requests."""
 
@@ -53,7 +60,7 @@ class Engine(Protocol):
         """
         ...
 
-    def generate(self, requests: list[GenerateRequest]) -> list[str]:
+    def generate(self, requests: list[GenerateRequest]) -> list[Answer]:
         """Answer every request greedily; without the stop text and, in a chat, surrounding spaces.
 
         Raises:

@@ -18,7 +18,7 @@ from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import PLACEHOLDER, Messages
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.engines.engine import GenerateRequest
+from lingu_ray.evaluation.engines.engine import Answer, GenerateRequest
 from lingu_ray.evaluation.engines.load import ModelFiles
 from lingu_ray.evaluation.engines.scoring import first_ids, leading_ids
 from lingu_ray.evaluation.metrics.reasoning import MARKS, TOKENS, reasoning_length
@@ -83,13 +83,14 @@ class Prompts:
             f"{self.files.max_length} tokens"
         )
 
-    def answer(self, request: GenerateRequest, ids: list[int]) -> str:
+    def answer(self, request: GenerateRequest, ids: list[int]) -> Answer:
         """The text of generated tokens, up to an end token or the first of the stop texts behind reasoning.
 
         Spaces around it are no part of an answer in a chat, and stay where raw text goes on. Reasoning that the prompt
         begins begins the text.
         """
-        said = ids[:-1] if ids[-1:] and ids[-1] in self.ends else ids
+        ended = ids[-1:] and ids[-1] in self.ends
+        said = ids[:-1] if ended else ids
         may_reason = self._may_reason(request)
         text, begin = self._decode(said, self._marks if may_reason else frozenset()), 0
         if may_reason:
@@ -97,7 +98,8 @@ class Prompts:
             begin = reasoning_length(text)
         found = [place for stop in request.stop if (place := text.find(stop, begin)) >= 0]
         text = text[: min(found, default=len(text))]
-        return text.strip() if request.chat else text
+        cut_off = not ended and not found and len(ids) >= request.max_new_tokens
+        return Answer(text.strip() if request.chat else text, cut_off)
 
     def stops(self, request: GenerateRequest) -> list[str]:
         """Texts at which generation may end; none where a model may reason first, whose reasoning may hold them."""

@@ -24,7 +24,7 @@ from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.distill.head import check_head, output_head
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
+from lingu_ray.evaluation.engines.engine import Answer, GenerateRequest, Score, ScoreRequest
 from lingu_ray.evaluation.engines.load import ModelFiles, cannot_load, load_model_files, loader_of
 from lingu_ray.evaluation.engines.prompts import ENCODED_AT_ONCE, Prompts
 from lingu_ray.evaluation.engines.scoring import Window, WindowScore, all_windows, join_windows
@@ -112,7 +112,7 @@ class TransformersEngine:
         return logliks_N.double().cpu(), (logits_NV.argmax(-1) == targets_N).cpu()
 
     @torch.inference_mode()
-    def generate(self, requests: list[GenerateRequest]) -> list[str]:
+    def generate(self, requests: list[GenerateRequest]) -> list[Answer]:
         """Greedy answers in left-padded batches, each up to its end-of-turn token, its length or a stop text.
 
         Raises:
@@ -121,7 +121,7 @@ class TransformersEngine:
         alike: dict[int, list[int]] = defaultdict(list)  # requests that can share a batch
         for index, request in enumerate(requests):
             alike[request.max_new_tokens].append(index)
-        answers: dict[int, str] = {}
+        answers: dict[int, Answer] = {}
         for max_new_tokens, indices in alike.items():
             for begin in range(0, len(indices), ENCODED_AT_ONCE):
                 chosen = indices[begin : begin + ENCODED_AT_ONCE]
@@ -129,8 +129,8 @@ class TransformersEngine:
                 for batch in batches_within(
                     [len(sample) + max_new_tokens for sample in samples], self.tokens_per_batch
                 ):
-                    texts = self._answer([requests[chosen[i]] for i in batch], [samples[i] for i in batch])
-                    answers.update(zip((chosen[i] for i in batch), texts, strict=True))
+                    found = self._answer([requests[chosen[i]] for i in batch], [samples[i] for i in batch])
+                    answers.update(zip((chosen[i] for i in batch), found, strict=True))
         return [answers[i] for i in range(len(requests))]
 
     def _encode(self, request: GenerateRequest) -> Sample:
@@ -145,7 +145,7 @@ class TransformersEngine:
             )
         return sample
 
-    def _answer(self, requests: list[GenerateRequest], samples: list[Sample]) -> list[str]:
+    def _answer(self, requests: list[GenerateRequest], samples: list[Sample]) -> list[Answer]:
         """Answer requests with one `max_new_tokens`."""
         pad = self.prompts.encoder.pad_id
         answers = generate_answers(

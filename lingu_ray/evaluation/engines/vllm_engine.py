@@ -19,7 +19,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from lingu_ray.distill.decoder import head_dim, key_heads
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
+from lingu_ray.evaluation.engines.engine import Answer, GenerateRequest, Score, ScoreRequest
 from lingu_ray.evaluation.engines.load import ModelFiles, context_of, load_model_files
 from lingu_ray.evaluation.engines.prompts import ENCODED_AT_ONCE, Prompts
 from lingu_ray.evaluation.engines.scoring import Window, WindowScore, all_windows, join_windows
@@ -154,7 +154,7 @@ class VllmEngine:
         prompts = [{"prompt_token_ids": list(window.ids[:-1])} for window in cuts]
         return self.llm.generate(prompts, [_scoring(window, cache) for window in cuts], use_tqdm=False)
 
-    def generate(self, requests: list[GenerateRequest]) -> list[str]:
+    def generate(self, requests: list[GenerateRequest]) -> list[Answer]:
         """Answer greedily, each up to its end-of-turn token, its length or a stop text.
 
         Raises:
@@ -165,7 +165,7 @@ class VllmEngine:
         chunks = [requests[begin : begin + size] for begin in range(0, len(requests), size)]
         return [answer for chunk in chunks for answer in self._answer(chunk)]
 
-    def _answer(self, requests: list[GenerateRequest]) -> list[str]:
+    def _answer(self, requests: list[GenerateRequest]) -> list[Answer]:
         from vllm.exceptions import VLLMClientError
 
         prompts = [self._prompt(request) for request in requests]

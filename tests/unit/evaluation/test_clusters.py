@@ -16,7 +16,7 @@ from tiny import picture
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.config.evaluation import CLUSTER
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.engines.engine import Score
+from lingu_ray.evaluation.engines.engine import Answer, Score
 from lingu_ray.evaluation.item_files import Stamp, read_items
 from lingu_ray.evaluation.levels import read_levels
 from lingu_ray.evaluation.measure import CHUNK, TaskRun
@@ -97,7 +97,7 @@ def test_a_cluster_takes_the_place_of_the_picture(tmp_path: Path) -> None:
     records = [{"question": f"{i}?", "answer": "a", "image": f"{i}.png", "document": i // 2} for i in range(4)]
     for fields, clusters in ((WORDS, 4), (WORDS | {CLUSTER: "document"}, 2)):
         config = task(tmp_path, *records, kind="vision", fields=fields)
-        assert measured(config, tmp_path, ["a"] * 4).clusters == clusters
+        assert measured(config, tmp_path, [Answer("a", False)] * 4).clusters == clusters
         kept = read_items(tmp_path, "read", "adapted")
         assert kept is not None and len(set(kept[CLUSTER])) == clusters
 
@@ -116,7 +116,7 @@ def test_tasks_of_the_same_items_draw_the_same(kind: str, tmp_path: Path) -> Non
         fields = {field: field for field in WORDS if field != "image" or kind == "vision"}
         config = TaskConfig.model_validate(dict(name=name, kind=kind, type=type, path=str(path), fields=fields))
         run = TaskRun(load_task(config), Stamp("", "", "", {}), "adapted", tmp_path)
-        run.keep(Chunk(0, lambda: []), ["yes", "0000"] * 10)
+        run.keep(Chunk(0, lambda: []), [Answer(said, False) for said in ("yes", "0000")] * 10)
         run.parts.join(len(run.task.items))
         levels.append(read_levels(tmp_path, config, ["adapted"], 100).levels["adapted"].value_R)
     forms, read, others = levels

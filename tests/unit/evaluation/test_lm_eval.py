@@ -241,7 +241,7 @@ def measure(task: Task, engine: TransformersEngine) -> Scores:
             columns[key] = [[getattr(score, of) for score in scores] for scores in of_items]
     else:
         asked = [item for item in task.items if isinstance(item, Asked)]
-        columns["prediction"] = engine.generate([item.request(task.config) for item in asked])
+        columns["prediction"] = [said.text for said in engine.generate([i.request(task.config) for i in asked])]
     for key in task.items[0].reference:
         columns[key] = [item.reference[key] for item in task.items]
     return METRICS[task.config.type].judge(columns)
@@ -312,7 +312,7 @@ def _last_words(engine: TransformersEngine) -> list[dict[str, str]]:
     """Texts of which some end in what the model would say."""
     contexts = [f"In {WORDS[i % 9]} {i} there is" for i in range(12)]
     said = engine.generate([GenerateRequest(context, max_new_tokens=2, chat=False) for context in contexts])
-    likely = [f"{context} {word.strip()}" for context, word in zip(contexts, said, strict=True)]
+    likely = [f"{context} {word.text.strip()}" for context, word in zip(contexts, said, strict=True)]
     return [{"text": text} for text in likely + [f"A {word} is an object" for word in WORDS]]
 
 
@@ -340,7 +340,7 @@ def test_tasks_of_the_harness_are_judged_as_by_itself(model: Path, engine: Trans
     word = harness_yaml(tmp_path, "word", _last_words(engine), include=str(harness_file("lambada_openai")))
     prompts = [f"{name} is" for name in ("list", "name", "class", "object")]
     said = engine.generate([GenerateRequest(p, (), 12, ("e",), chat=False) for p in prompts])
-    targets = [said[0].strip(), said[1].split()[0], "x", "y"]
+    targets = [said[0].text.strip(), said[1].text.split()[0], "x", "y"]
     answer = harness_yaml(
         tmp_path,
         "answer",
@@ -361,7 +361,7 @@ def test_tasks_of_the_harness_are_judged_as_by_itself(model: Path, engine: Trans
     )
     # As in babi: no filter, and targets with the spaces that the model says.
     asked = [f"{name} {i}" for name in WORDS for i in range(20)]
-    answers = engine.generate([GenerateRequest(text, (), 12, ("e",), chat=False) for text in asked])
+    answers = [said.text for said in engine.generate([GenerateRequest(t, (), 12, ("e",), chat=False) for t in asked])]
     spaced = [(text, said) for text, said in zip(asked, answers, strict=True) if said != said.strip()]
     (first, with_space), (second, without) = spaced[:2]
     raw = harness_yaml(

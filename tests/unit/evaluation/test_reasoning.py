@@ -68,10 +68,10 @@ def test_marks_of_reasoning_are_kept(opening: str, closing: str, special: bool, 
     prompts = prompts_of(tmp_path, TEMPLATES["chatml"], [])
     prompts.tokenizer.add_tokens([AddedToken(token, special=special) for token in (*TOKENS, "<|other|>")])
     ids = prompts.tokenizer(f"{opening}blue{closing}red", add_special_tokens=False).input_ids
-    said = prompts.answer(GenerateRequest("Which?", stop=("blue",)), ids)
+    said = prompts.answer(GenerateRequest("Which?", stop=("blue",)), ids).text
     assert final_answer(said) == "red" and said.startswith(opening)
     other = prompts.tokenizer("<|other|>red", add_special_tokens=False).input_ids
-    assert prompts.answer(GenerateRequest("Which?"), other) == ("red" if special else "<|other|>red")
+    assert prompts.answer(GenerateRequest("Which?"), other).text == ("red" if special else "<|other|>red")
 
 
 def test_stop_texts_end_an_answer_and_not_its_reasoning(tmp_path: Path) -> None:
@@ -81,12 +81,12 @@ def test_stop_texts_end_an_answer_and_not_its_reasoning(tmp_path: Path) -> None:
     said = "<think>\nblue?\n</think>\n\nred\nIt is red."
     prompts = prompts_of(tmp_path / "reasons", TEMPLATES["qwen3"], ["<think>", "</think>"])
     ids = prompts.tokenizer(said, add_special_tokens=False).input_ids
-    assert prompts.answer(request, ids) == "<think>\nblue?\n</think>\n\nred"
-    assert prompts.answer(raw, ids) == "<think>"
+    assert prompts.answer(request, ids).text == "<think>\nblue?\n</think>\n\nred"
+    assert prompts.answer(raw, ids).text == "<think>"
     assert (prompts.stops(request), prompts.stops(raw)) == ([], ["\n"])
     other = prompts_of(tmp_path / "other", TEMPLATES["chatml"], [])
     assert other.stops(request) == ["\n"]
-    assert other.answer(request, other.tokenizer("red\nIt is.", add_special_tokens=False).input_ids) == "red"
+    assert other.answer(request, other.tokenizer("red\nIt is.", add_special_tokens=False).input_ids).text == "red"
 
 
 def test_reasoning_that_the_prompt_begins_is_reasoning(tmp_path: Path) -> None:
@@ -94,4 +94,4 @@ def test_reasoning_that_the_prompt_begins_is_reasoning(tmp_path: Path) -> None:
     template = TEMPLATES["chatml"].replace("assistant\n{%", "assistant\n<think>\n{%")
     prompts = prompts_of(tmp_path, template, ["<think>", "</think>"])
     ids = prompts.tokenizer("It is (A)", add_special_tokens=False).input_ids
-    assert prompts.answer(GenerateRequest("Which?"), ids) == "<think>It is (A)"
+    assert prompts.answer(GenerateRequest("Which?"), ids).text == "<think>It is (A)"

@@ -15,6 +15,7 @@ from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.config.evaluation import CLUSTER
 from lingu_ray.errors import UserError
 from lingu_ray.evaluate import main
+from lingu_ray.evaluation.engines.engine import Answer
 from lingu_ray.evaluation.item_files import (
     Parts,
     Stamp,
@@ -75,7 +76,7 @@ def test_answers_are_kept_with_what_tells_their_images_apart(tmp_path: Path, pic
     for asked in (seeing, blinded(seeing)):
         run = TaskRun(asked, stamp(config), "adapted", tmp_path)
         (chunk,) = run.chunks()
-        run.keep(chunk, ["red", "blue"])
+        run.keep(chunk, [Answer("red", False), Answer("blue", False)])
         run.parts.join(len(run.task.items))
         kept.append(read_items(tmp_path, asked.config.name, "adapted") or {})
     assert len(set(kept[0][CLUSTER])) == len(set(pictures)) and len(set(kept[1][CLUSTER])) == 2

@@ -249,7 +249,7 @@ def answer_alone(engine: TransformersEngine, request: GenerateRequest, prompt: s
 def test_batched_answers_equal_those_given_one_at_a_time(folders: dict[str, Path]) -> None:
     """Left padding and shared batches change no greedy answer: images, chat, raw text, answers of several lengths."""
     engine = TransformersEngine(folders["student"], 10_000)
-    answers = engine.generate([request for request, _ in ASKED])
+    answers = [said.text for said in engine.generate([request for request, _ in ASKED])]
     assert answers == [answer_alone(engine, *asked) for asked in ASKED]
     assert len(set(answers)) == len(answers)
 
@@ -266,26 +266,27 @@ def test_an_answer_ends_with_its_turn(special: bool, tmp_path: Path) -> None:
     prompts = Prompts(load_model_files(tmp_path))
     eos, turn, said = (processor.tokenizer.encode(text) for text in ("<|endoftext|>", "<|eot|>", "It is"))
     assert prompts.ends == [*eos, *turn]
-    assert prompts.answer(GenerateRequest("What?"), [*said, *turn]) == "It is"
+    assert prompts.answer(GenerateRequest("What?"), [*said, *turn]) == ("It is", False)
 
 
 def test_an_answer_ends_before_its_first_stop_text(folders: dict[str, Path]) -> None:
     """Of several stop texts the earliest counts; texts that do not occur change nothing, and other requests neither."""
     engine = TransformersEngine(folders["student"], 10_000)
     request = GenerateRequest("A text that goes on", max_new_tokens=30, chat=False)
-    whole = engine.generate([request])[0]
+    whole = engine.generate([request])[0].text
     early, late = whole[6:8], whole[9:12]
     expected = whole[: min(whole.index(early), whole.index(late))]
     stops = ((), ("never said",), (late, early), (early,))
     answers = engine.generate([replace(request, stop=stop) for stop in stops])
-    assert answers == [whole, whole, expected, whole[: whole.index(early)]]
+    assert [said.cut_off for said in answers] == [True, True, False, False]
+    assert [said.text for said in answers] == [whole, whole, expected, whole[: whole.index(early)]]
 
 
 def test_a_batch_ends_with_its_last_stop_text(folders: dict[str, Path]) -> None:
     """The model runs until each answer has its stop text, and no further."""
     engine = TransformersEngine(folders["student"], 10_000)
     request = GenerateRequest("A text that goes on", max_new_tokens=30, chat=False)
-    whole = engine.generate([request])[0]
+    whole = engine.generate([request])[0].text
     steps: list[int] = []
     engine.model.get_output_embeddings().register_forward_hook(lambda *_: steps.append(1))
     engine.generate([replace(request, stop=(whole[place],)) for place in (4, 9)])
@@ -309,7 +310,7 @@ def test_a_language_model_chats_by_its_template_or_in_raw_text(tmp_path: Path) -
         for chat in (True, False):
             asked = replace(request, chat=chat)
             prompts[name, chat] = tokenizer.decode(engine.prompts.encode(asked).input_ids_T)
-            assert engine.generate([asked, asked])[0]
+            assert engine.generate([asked, asked])[0].text
     raw = request.prompt
     assert prompts.pop(("with", True)) == f"[user] {raw}<|im_end|>[assistant]"
     assert set(prompts.values()) == {raw}
