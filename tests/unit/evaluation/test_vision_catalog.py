@@ -112,13 +112,13 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any], str]] = {
         MMMU_IMAGES
         | {
             "id": "validation_Physics_1",
-            "question": "<image 1> Which slope?",
+            "question": "Here: <image 1> Which slope has <image 1>?",
             "options": str([r"$\frac{1}{2}$", "it's 3", 'a "rise", 4']),
             "image_1": IMAGE,
             "answer": "B",
             "question_type": "multiple-choice",
         },
-        '<image 1> Which slope?\nA. $\\frac{1}{2}$\nB. it\'s 3\nC. a "rise", 4' + LETTER,
+        'Here: <image> Which slope has <image 1>?\nA. $\\frac{1}{2}$\nB. it\'s 3\nC. a "rise", 4' + LETTER,
         {"choices": [r"$\frac{1}{2}$", "it's 3", 'a "rise", 4'], "gold": 1},
         "B",
     ),
