@@ -126,6 +126,7 @@ class _EngineActor:
 
         quiet_libraries()
         torch.set_num_threads(self.hardware.threads)
+        torch.backends.cudnn.allow_tf32 = False  # PyTorch's default, by which a tower's patches are embedded
         dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
         if self.kind == "vllm":
             from lingu_ray.evaluation.engines.vllm_engine import VllmEngine

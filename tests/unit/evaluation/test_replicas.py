@@ -6,14 +6,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayError
+from tiny import picture, tiny_student, tiny_teacher
 from transformers import LlamaConfig
 
 from lingu_ray.config import EvaluationConfig, RayConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation import replicas
+from lingu_ray.evaluation.engines.engine import GenerateRequest
 from lingu_ray.evaluation.engines.vllm_engine import _on_device, _prepare
-from lingu_ray.evaluation.replicas import Chunk, Hardware, Replicas
+from lingu_ray.evaluation.replicas import Chunk, Hardware, Replicas, _EngineActor
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,15 @@ def test_vllm_multiplies_float32_as_float32(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(os, "environ", dict(os.environ))
     _prepare()
     assert os.environ["TRITON_F32_DEFAULT"] == "ieee"
+
+
+def test_convolutions_are_not_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine in float32 embeds patches in float32 on GPUs, too, where PyTorch's default is TF32."""
+    tiny_student(tiny_teacher(), folder=tmp_path)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    engine = _EngineActor("transformers", EvaluationConfig(), Hardware(1, 1, 0, torch.get_num_threads()))
+    assert len(engine.answer(str(tmp_path), [GenerateRequest("What is it?", (picture(0),), 2)])) == 1
+    assert not torch.backends.cudnn.allow_tf32
 
 
 FULL = OutOfMemoryError("1 worker(s) were killed due to the node running low on memory: 22GB used / 23GB limit (0.95)")
