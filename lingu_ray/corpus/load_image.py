@@ -25,6 +25,11 @@ _REMOTE = (
     "fetch them before, with img2dataset for instance, and give their paths"
 )
 
+_ROW = (
+    "; a number may be the `index` of the row with the picture, as in VLMEvalKit's tables: write the picture there, "
+    "or leave out such rows, which ask a question in another order (of a task by where: '{{image | length > 64}}')"
+)
+
 
 def load_image(reference: Any, folder: Path | str) -> bytes:
     """The encoded image of a reference, after a check that it can be decoded.
@@ -100,7 +105,7 @@ def _read(reference: str, folder: Path | str) -> bytes:
         what = getattr(error, "strerror", None) or str(error)
     if (encoded := _from_base64(reference)) is not None:
         return encoded
-    raise BadRecord("missing_image", f"{path!s:.{SHOWN}}: {what}")
+    raise BadRecord("missing_image", f"{path!s:.{SHOWN}}: {what}{_ROW if reference.isdecimal() else ''}")
 
 
 def _path(reference: str, folder: Path | str) -> Path | str:

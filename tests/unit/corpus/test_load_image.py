@@ -86,6 +86,7 @@ def test_every_reference_to_an_image_is_understood(folder, reference):
         ({"bytes": None, "path": None}, "missing_image", "empty"),
         ({"bytes": b"", "path": ""}, "missing_image", "empty"),
         ("gone.png", "missing_image", "gone.png: No such file"),
+        ("241", "missing_image", "241: No such file or directory; a number may be the `index` of the row"),
         ("empty.png", "missing_image", "empty"),
         (".", "missing_image", "is a folder"),
         ("/dev/zero", "missing_image", "is no file"),
