@@ -21,7 +21,7 @@ _SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 _NUMBERS = {word: str(number) for number, word in enumerate(_SMALL)} | {"none": "0"}
 _ARTICLES = {"a", "an", "the"}
 # Before a word and apart from it; not the A of `N/A`, `U.S.A. team` and `vitamin A`.
-_ARTICLE = re.compile(r"(?<![\w./&+=-])(?:an?|the)\s+(?=[^\s.,:;)/&+=<>–—-])")
+_ARTICLE = re.compile(r"(?<![\w./&+=-])(?:an?|the)\s+(?=[^\s.,:;)/&+=<>–—-]|[+<>-]\d)")
 _BOXED, _SET = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}"), re.compile(r"\\(?:text|math)\w*\{([^{}]*)\}")
 _INITIALS = re.compile(r"\b([a-z]) (?=[a-z]\b)")  # U.S. and U. S. are US
 AS_TYPED = str.maketrans(
@@ -75,9 +75,10 @@ def normalize(answer: str) -> str:
     # 1,000 is 1000, with a thin space and an apostrophe too, and 1,00,000 is 100000
     text = re.sub(r"(?<=\d)[,'’\u00a0\u2009\u202f](?=(?:\d\d,)*\d{3}(?!\d))", "", typed)
     text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)  # .5 is 0.5
-    text = _ARTICLE.sub("", text)
+    text = re.sub(r"(?<=[^\W\d_])['’](?=[^\W\d_])", "", text)  # don't is dont, but 5'10 no 510
+    text = _ARTICLE.sub("", text.replace("_", " "))
     kept = r"(?<!\w)-\d|(?<=\d)[.:/]\d|(?<=[^\W\d_])#(?!\w)"  # -5, 2.5, 10:30, 1/2, C#
-    text = re.sub(rf"(?!{kept})[^\w\s]|_", _without_punctuation, text)
+    text = re.sub(rf"(?!{kept})[^\w\s]", _without_punctuation, text)
     return _INITIALS.sub(r"\1", " ".join(text.split() or typed.split()))
 
 

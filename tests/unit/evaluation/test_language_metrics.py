@@ -124,6 +124,11 @@ def test_exact_match() -> None:
         ("J.K. Rowling, 5 p.m.", "jk rowling 5 pm"),
         ("C#, item#4, #4", "c# item 4 4"),
         ("_yes_", "yes"),
+        ("_the red bus_", "red bus"),  # in italics
+        ("Don't", "dont"),
+        ("John’s team's", "johns teams"),
+        ("5'10", "5 10"),
+        ("The -5", "-5"),
         ("❤️", "❤"),
     ],
 )
