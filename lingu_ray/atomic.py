@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from lingu_ray.errors import UserError
+from lingu_ray.waiting import waiting
 
 
 def _process_namespace() -> str:
@@ -133,7 +134,8 @@ def locked(path: Path) -> Iterator[None]:
     """
     with open(path, "w", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with waiting(f"the lock {path}", f"another process holds it: `fuser -v {path}`"):
+                fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             raise UserError(
                 f"{path} cannot be locked: {error.strerror}. Put its folder on a file system that has locks, "

@@ -11,6 +11,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from lingu_ray.corpus.encode import Sample
+from lingu_ray.waiting import waiting
 
 Item = TypeVar("Item")
 
@@ -24,13 +25,18 @@ def encoded_ahead(
     pool: ThreadPoolExecutor, groups: Iterable[Iterable[Item]], encode: Callable[[Item], Sample], ahead: int
 ) -> Iterator[list[Sample]]:
     """The samples of each group in turn, encoded by the pool at most `ahead` groups before they are needed."""
-    waiting: deque[list[Future[Sample]]] = deque()
+    begun: deque[list[Future[Sample]]] = deque()
     for group in groups:
-        waiting.append([pool.submit(encode, item) for item in group])
-        if len(waiting) > ahead:
-            yield [coming.result() for coming in waiting.popleft()]
-    while waiting:
-        yield [coming.result() for coming in waiting.popleft()]
+        begun.append([pool.submit(encode, item) for item in group])
+        if len(begun) > ahead:
+            yield _encoded(begun.popleft())
+    while begun:
+        yield _encoded(begun.popleft())
+
+
+def _encoded(coming: list[Future[Sample]]) -> list[Sample]:
+    with waiting("rows to be read and encoded", "the storage of the corpus, and the node's cores"):
+        return [sample.result() for sample in coming]
 
 
 def _compute_alone() -> None:

@@ -18,6 +18,7 @@ from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.encoding_pool import encoding_pool
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
+from lingu_ray.waiting import waiting
 
 Step = TypeVar("Step")
 
@@ -69,7 +70,8 @@ class StepReader(Generic[Step]):
         self._pending.extend(islice(self._submitted, 1))
         if not self._pending:
             raise StopIteration
-        return self._pending.popleft().result()
+        with waiting("the next step's rows", f"the storage of {self.corpus.folder}, and the node's cores"):
+            return self._pending.popleft().result()
 
     def _submit(self, step: int) -> Future[Step]:
         samples = [self.pool.submit(self._encode, position) for position in self.positions(step)]

@@ -21,6 +21,7 @@ from lingu_ray.runtime.cluster.capacity import Need, room, uses_gpu, wait_for_no
 from lingu_ray.runtime.cluster.connect import threads
 from lingu_ray.runtime.cluster.gpus import HIDDEN, check_gpus
 from lingu_ray.runtime.cluster.memory import ended_by_ray, full_node, out_of_memory
+from lingu_ray.waiting import waiting
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ class Replicas:
             UserError: the model cannot be loaded or cannot take a request, or its engine dies at a chunk repeatedly.
             Interrupted: the engines were closed.
         """
-        waiting = iter(chunks)
+        left = iter(chunks)
         again: deque[_Given] = deque()
         given: dict[Any, _Given] = {}
         running = [replica for replica in range(len(self._engines)) if replica not in self._starting.values()]
@@ -185,12 +186,13 @@ class Replicas:
             engines = self._engines
             if not engines:
                 raise Interrupted("the evaluation was stopped")
-            while free and (next_one := self._next(again, waiting, free[0])) is not None:
+            while free and (next_one := self._next(again, left, free[0])) is not None:
                 next_one.replica = free.popleft()
                 given[engines[next_one.replica].answer.remote(str(self.path), next_one.requests)] = next_one
             if free and not given:
                 return
-            (ready,), _ = ray.wait([*given, *self._starting], num_returns=1)
+            with waiting(f"answers of model {self.name}", self._where_to_look):
+                (ready,), _ = ray.wait([*given, *self._starting], num_returns=1)
             if (replica := self._starting.pop(ready, None)) is not None:
                 free.extend([replica] * AHEAD)  # one that has died is found out by its first chunk
                 continue
@@ -210,11 +212,17 @@ class Replicas:
             free.append(done.replica)
             yield done.chunk, answers
 
+    def _where_to_look(self) -> str:
+        """Of engines that do not answer."""
+        if self._starting:
+            return f"{len(self._starting)} of its {len(self._engines)} engines have not started: see `ray status`"
+        return f"its {self.engine} engines ({len(self._engines)}, ray::_EngineActor) compute, load the model, or hang"
+
     @staticmethod
-    def _next(again: deque[_Given], waiting: Iterator[Chunk], replica: int) -> _Given | None:
+    def _next(again: deque[_Given], left: Iterator[Chunk], replica: int) -> _Given | None:
         if again:
             return again.popleft()
-        chunk = next(waiting, None)
+        chunk = next(left, None)
         return None if chunk is None else _Given(chunk, chunk.requests(), replica)
 
     def _start(self, replica: int) -> Any:

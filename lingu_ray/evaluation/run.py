@@ -24,6 +24,7 @@ from lingu_ray.evaluation.tasks.load import load_tasks
 from lingu_ray.evaluation.tasks.task import Task
 from lingu_ray.runtime.cluster.connect import connect
 from lingu_ray.runtime.tracking.environment import record_environment
+from lingu_ray.waiting import RAY_STATUS, waiting
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +167,8 @@ def _chosen_engine(runs: dict[str, Runs], models: dict[str, Path], hardware: Har
     # vLLM changes the process that imports it
     ask: Any = ray.remote(max_calls=1)(_unsupported_reasons)
     paths = [models[name] for name in runs["vllm"]]
-    found = ray.get(ask.options(**hardware.options()).remote([str(path) for path in paths]))
+    with waiting("whether vLLM can serve the models", RAY_STATUS):
+        found = ray.get(ask.options(**hardware.options()).remote([str(path) for path in paths]))
     reasons = [f"{path}: {reason}" for path, reason in zip(paths, found, strict=True) if reason]
     if reasons and "transformers" not in runs:
         raise _not_served(reasons)

@@ -51,7 +51,7 @@ from lingu_ray.runtime.run_folder.job_stop import StopWait
 from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.run_folder.patient_read import PatientRead
 from lingu_ray.runtime.run_folder.records import Record, RecordReader
-from lingu_ray.runtime.run_folder.run_log import run_log
+from lingu_ray.runtime.run_folder.run_log import run_log, waits_of_workers
 from lingu_ray.runtime.run_folder.run_store import following, newest_step, writing_to
 from lingu_ray.runtime.tracking.also import check_also
 from lingu_ray.runtime.tracking.environment import record_environment
@@ -62,8 +62,11 @@ from lingu_ray.runtime.tracking.tracker import Tracker
 from lingu_ray.runtime.training.precision import Choice, as_started, choose, is_open, with_precision
 from lingu_ray.runtime.training.worker import Job
 from lingu_ray.storage import remove
+from lingu_ray.waiting import FIRST_WORD_S, Wait
 
 _POLL_S = 0.25
+_FIRST, _NEXT = "the first step", "the next step, validation or export"
+_SHOWN_WAITS = 3
 _LAST_READ_WAITS_S = (0.5, 1.0, 2.0)
 """Before further attempts to read what the workers wrote last, where storage fails."""
 
@@ -230,6 +233,7 @@ class Run:
         logged = self.tracker.follow(self.progress.say)
         reader = RecordReader(self.folder.metrics, logged)  # only new ones are shown
         self.records = PatientRead("metrics", reader.new_records, self._warn)
+        self._wait_for(_FIRST)
         job = Job(self.config, self.folder.place, self.corpus.folder, self.lease, neighbors, until)
         trainer = torch_trainer(self.config, self.folder, job)
         self.thread = threading.Thread(target=self._train, args=(trainer,), daemon=True)
@@ -246,6 +250,12 @@ class Run:
             return []
         waits = () if self.training else _LAST_READ_WAITS_S
         records = self.records.read(waits)
+        if records and self.wait.what != _NEXT:
+            self._wait_for(_NEXT)  # to start takes longer than any step
+        elif records:
+            self.wait.came()
+        elif self.training:
+            self.wait.poll()
         for record in records:
             self.progress.show(record)
             if "loss" in record and record["loss"] is None:
@@ -253,13 +263,15 @@ class Run:
         self._warn(self.stop_wait.warning_after(records))
         for message in self.restarts.read(waits):
             self._warn(message)
+            self._wait_for(_FIRST)
         return records
 
     def stop(self) -> None:
         """Ask the workers to finish the step and save, wait for them, and close live line and tracking."""
         self.folder.stop.touch()
-        if self.thread is not None:
-            self.thread.join()
+        while self.training:
+            self.follow()
+            time.sleep(_POLL_S)
         self.follow()
         self.progress.close()
         self.tracker.end("KILLED")
@@ -286,6 +298,14 @@ class Run:
         """The step of the newest checkpoint; those of a run in a bucket come here when the training has ended."""
         place = self.folder.place
         return trained_steps(self.folder) if isinstance(place, Path) else newest_step(place)
+
+    def _wait_for(self, what: str) -> None:
+        self.wait = Wait(what, self._where_to_look, self.progress.say, first_s=2 * FIRST_WORD_S)  # workers say it first
+
+    def _where_to_look(self) -> str:
+        """Where workers say nothing: what they wait for, and what logs there are."""
+        waits = waits_of_workers(self.folder)[:_SHOWN_WAITS] or ["workers start, compute or hang (see `ray status`)"]
+        return "; ".join([*waits, f"logs are in {self.folder.place}/logs"])
 
     def _skipped(self, record: Record) -> str:
         settings, step = self.config.train, record["step"]

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 
 import commands
 import mlflow
@@ -22,6 +23,7 @@ from processes import title_of
 from safetensors.torch import load_file, save_file
 from tiny import picture, tiny_student, tiny_teacher
 
+from lingu_ray import waiting
 from lingu_ray.config import EvaluationConfig, RayConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluate import main
@@ -245,6 +247,36 @@ def test_an_engine_that_dies_is_replaced(models: dict[str, Path], many: Evaluati
         undisturbed = dict((chunk.begin, answers) for chunk, answers in replicas.answers(chunks(deaths=0)))
         disturbed = dict((chunk.begin, answers) for chunk, answers in replicas.answers(chunks(deaths=1)))
     assert set(undisturbed) == {0, 1, 2} and disturbed == undisturbed
+
+
+def test_an_engine_that_hangs_is_told(
+    models: dict[str, Path], many: EvaluationConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its process is there, and stopped: a line names model and engines, and once it runs again all is answered."""
+    monkeypatch.setattr(waiting, "FIRST_WORD_S", 1.0)
+    monkeypatch.setattr(waiting, "_known", {})
+
+    def resume() -> None:
+        while "waiting for answers of model teacher since" not in caplog.text:
+            time.sleep(0.05)
+        for process in engines():
+            process.resume()
+
+    def hanging() -> Iterator[Chunk]:
+        for chunk in chunks(deaths=0):
+            if chunk.begin == 2:
+                for process in engines():
+                    process.suspend()
+                caplog.clear()  # that it started slowly, maybe
+                resuming.start()
+            yield chunk
+
+    resuming = Thread(target=resume)
+    with Replicas("transformers", many, Hardware.of(many, RayConfig())) as replicas:
+        replicas.serve("teacher", models["teacher"])
+        assert {chunk.begin for chunk, _ in replicas.answers(hanging())} == {0, 1, 2}
+        resuming.join()
+    assert "its transformers engines (1, ray::_EngineActor) compute, load the model, or hang" in caplog.text
 
 
 class Deadly(ScoreRequest):

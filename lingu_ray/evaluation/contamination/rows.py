@@ -19,6 +19,7 @@ from lingu_ray.errors import user_error
 from lingu_ray.evaluation.contamination.items import Marks, Seen
 from lingu_ray.evaluation.contamination.words import word_runs
 from lingu_ray.live import LiveLine
+from lingu_ray.waiting import RAY_STATUS, waiting
 
 AT_ONCE = 256
 """Shards that are begun before the first of them is done with: more would be a burden on the driver."""
@@ -41,7 +42,8 @@ def look_in_corpus(corpus: Corpus, rows: int, marks: Marks) -> Places:
     with LiveLine("looking for evaluation items in the corpus", len(shards), "shard", keep=False) as line:
         for done in range(1, len(shards) + 1):
             try:
-                found: Places = ray.get(looking.popleft())
+                with waiting("a shard in which evaluation items are looked for", RAY_STATUS):
+                    found: Places = ray.get(looking.popleft())
             except RayTaskError as error:
                 raise user_error(error) or error from None
             for mark, seen in found.items():

@@ -34,6 +34,7 @@ from lingu_ray.runtime.cluster.memory import explained
 from lingu_ray.runtime.controls import run_of_control
 from lingu_ray.runtime.resume import trained_steps
 from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.waiting import RAY_STATUS, waiting
 
 log = logging.getLogger(__name__)
 
@@ -163,8 +164,9 @@ def _followed(stream: Any, name: str) -> dict[str, Any]:
     stage, item = None, {}
     line: LiveLine | None = None
     with ExitStack() as lines:
-        for reference in stream:
-            item = ray.get(reference)
+        while True:
+            with waiting("the alignment's process", RAY_STATUS):
+                item = ray.get(next(stream))
             if "stage" not in item:
                 break
             if line is None or item["stage"] != stage:

@@ -36,6 +36,8 @@ from lingu_ray.runtime.checkpoints.contents import checkpoint_bytes, saved_tenso
 from lingu_ray.runtime.checkpoints.tensor_files import Piece, whole, write_pieces
 from lingu_ray.runtime.training.distributed import all_sum, is_main_process
 from lingu_ray.runtime.training.sharding import gather_full, local_piece
+from lingu_ray.storage import origin
+from lingu_ray.waiting import waiting
 
 WHOLE_UP_TO = 256 * 2**20
 """Bytes of a checkpoint that is written at once by the first worker where nothing else is set."""
@@ -119,12 +121,13 @@ class CheckpointWriter:
 
         Raises what a thread has raised.
         """
-        if self._writing is not None:
-            self._writing.part.result()
-            all_sum([1], self.device)  # all have written
-            self._complete(self._writing)
-        if self._completing is not None:
-            self._completing.result()
+        with waiting("a checkpoint to be written", f"the storage of {origin(self.folder)}"):
+            if self._writing is not None:
+                self._writing.part.result()
+                all_sum([1], self.device)  # all have written
+                self._complete(self._writing)
+            if self._completing is not None:
+                self._completing.result()
         all_sum([1], self.device)  # a worker that left while the first one still puts the checkpoint would end it, too
 
     def _complete(self, writing: _Writing) -> None:

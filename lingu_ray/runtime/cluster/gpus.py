@@ -19,6 +19,7 @@ from lingu_ray.errors import UserError, user_error
 from lingu_ray.runtime.cluster.autoscaler import Bundle
 from lingu_ray.runtime.cluster.capacity import shown
 from lingu_ray.runtime.doctor.gpu import MEND_DRIVER, gpus
+from lingu_ray.waiting import RAY_STATUS, waiting
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ def _check(resources: tuple[tuple[str, float], ...], attention: Attention, clust
     outside = PlacementGroupSchedulingStrategy(PlacementGroup.empty())  # a trial's own group has no GPU
     task = remote.options(num_cpus=bundle.get("CPU", 0), num_gpus=bundle["GPU"], scheduling_strategy=outside)
     try:
-        return ray.get(task.remote(shown(bundle), attention))
+        with waiting(f"{shown(bundle)} to compute", RAY_STATUS):
+            return ray.get(task.remote(shown(bundle), attention))
     except RayTaskError as error:
         raise user_error(error) or error from error
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from lingu_ray import storage
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.run_folder.lease import Lease
+from lingu_ray.waiting import waiting
 
 POLL_S = 1.0
 _REST = 50
@@ -48,7 +49,8 @@ def repeated(action: Callable[[], None], what: str) -> Iterator[None]:
         yield
     finally:
         over.set()
-        thread.join()
+        with waiting("storage to take what is being put", "see whether it answers"):
+            thread.join()
 
 
 class Mirror:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -59,6 +60,13 @@ class JsonLines:
 def read_records(path: Path) -> list[Record]:
     """All records of the file; a last line that a crash truncated is ignored. Raises UserError for another one."""
     return [record for _, record in _lines(path)] if path.exists() else []
+
+
+def last_record(path: Path) -> Record:
+    """The last whole record of the file; empty where there is none."""
+    with path.open("rb") as file:
+        whole = [line for line in deque(file, 2) if _is_whole(line)]
+    return json.loads(whole[-1]) if whole else {}
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:

@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
+from lingu_ray import waiting
 from lingu_ray.atomic import read_json
 from lingu_ray.config.flat import without_credentials
 from lingu_ray.errors import Interrupted
 from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.records import Record, last_record
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,18 @@ def run_log(folder: RunFolder, run: str, rank: int | None = None, process: str =
         for logger in (root, SHOWN):
             logger.removeHandler(handler)
         handler.close()
+
+
+def waits_of_workers(folder: RunFolder) -> list[str]:
+    """What workers wait for that have said nothing since; of a run in a bucket, or whose storage fails, nothing."""
+    last: list[Record] = []
+    with suppress(OSError, ValueError):
+        last += map(last_record, sorted(folder.logs.glob("rank-*.jsonl")))
+    return [
+        f"worker {line['rank']} on {line['node']} is {line['message']}"
+        for line in last
+        if (line.get("logger"), line.get("level")) == (waiting.__name__, "WARNING")
+    ]
 
 
 class _LastingFile(logging.FileHandler):

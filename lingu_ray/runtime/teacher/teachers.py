@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import secrets
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.exceptions import ActorUnschedulableError, RayActorError
+from ray.exceptions import ActorUnschedulableError, GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
@@ -45,10 +46,13 @@ from lingu_ray.runtime.teacher.transport import (
 )
 from lingu_ray.runtime.training.distributed import all_sum, is_main_process
 from lingu_ray.runtime.training.precision import use_tensor_cores
+from lingu_ray.waiting import waiting
 
 log = logging.getLogger(__name__)
 
 _OWNER_DIED = "its owner has died"
+_ANSWER_WITHIN_S = 1800.0
+"""What a teacher that runs may take for a request: as long as torch lets workers wait for each other."""
 
 
 Log = Callable[[], AbstractContextManager[None]]
@@ -148,6 +152,11 @@ class TeacherActor:
             raise
 
 
+def _where_teachers_are() -> str:
+    """What to look at where a teacher on this node does not answer."""
+    return f"see `ps ax | grep TeacherActor` on {platform.node()} (T: stopped), and logs/teacher-*.jsonl"
+
+
 @dataclass(frozen=True)
 class Ticket:
     """Hidden states that the actor will compute, and what must not be freed before they are there."""
@@ -182,7 +191,7 @@ class TeacherActorClient:
     @cached_property
     def output_head(self) -> OutputHead:
         """The teacher's output head; the first use waits until the actor has started."""
-        fields = self._get(self._head)
+        fields = self._get(self._head, "the start of its teacher")
         weight_VD = from_bytes(fields["weight_VD"]).to(self.device)
         return OutputHead(weight_VD, fields["scale"], fields["softcap"])
 
@@ -195,13 +204,15 @@ class TeacherActorClient:
 
     def result(self, ticket: Ticket) -> Tensor:
         """Wait for the actor's `hidden_MD`, on the worker's device."""
-        hidden_MD = from_bytes(self._get(ticket.hidden_MD.result()))
+        hidden_MD = from_bytes(self._get(ticket.hidden_MD.result(), "its teacher's answer", _ANSWER_WITHIN_S))
         return send({"hidden_MD": hidden_MD}, self.device)["hidden_MD"]
 
-    def _get(self, ref: ray.ObjectRef) -> TensorBytes:
+    def _get(self, ref: ray.ObjectRef, what: str, within_s: float | None = None) -> TensorBytes:
         try:
-            with explained("the teacher", FOR_TRAINING):
-                return ray.get(ref)
+            with explained("the teacher", FOR_TRAINING), waiting(what, _where_teachers_are):
+                return ray.get(ref, timeout=within_s)
+        except GetTimeoutError as error:  # workers are started again, and it with them
+            raise TimeoutError(f"the teacher has not answered for {within_s:.0f} s: {_where_teachers_are()}") from error
         except ActorUnschedulableError as error:  # the node takes nothing new: it leaves, as this worker begins
             raise preempted() from error
         except RayActorError as error:

@@ -22,6 +22,7 @@ from lingu_ray.config.flat import without_credentials
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.tracking.sqlite_store import opened_alone, try_database
 from lingu_ray.runtime.tracking.store_uri import SQLITE, STORE, VARIABLE, named_by
+from lingu_ray.waiting import waiting
 
 T = TypeVar("T")
 NEWEST_START = "lingu_ray.newest_start"
@@ -142,7 +143,8 @@ def one_retry() -> Iterator[None]:
             MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(1)
             _asking.append(threading.get_ident())
     try:
-        yield
+        with waiting("MLflow's store to answer", "see whether its server, or the storage of its database, is up"):
+            yield
     finally:
         with _variable:
             if ours:

@@ -8,7 +8,9 @@ passes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import reduce
 
 import torch
@@ -16,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from lingu_ray.waiting import waiting
 
 _BUCKET_ELEMENTS = 2**25
 """128 MiB of float32 a message."""
@@ -36,8 +40,9 @@ def all_sum(values: Sequence[float], device: torch.device) -> list[float]:
     if is_alone():
         return list(values)
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor)
-    return tensor.tolist()
+    with _waiting():
+        dist.all_reduce(tensor)
+        return tensor.tolist()
 
 
 def all_max(value: float, device: torch.device) -> float:
@@ -45,8 +50,14 @@ def all_max(value: float, device: torch.device) -> float:
     if is_alone():
         return value
     tensor = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor, dist.ReduceOp.MAX)
-    return tensor.item()
+    with _waiting():
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor.item()
+
+
+def _waiting() -> AbstractContextManager[None]:
+    """Around collectives, which torch ends after half an hour: what keeps another worker, its own log says."""
+    return waiting("other workers", "the logs of the others say what keeps them", logging.INFO)
 
 
 def zero_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -70,10 +81,12 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         return
     for bucket in _buckets([p.grad for p in parameters if p.grad is not None and not isinstance(p, DTensor)]):
         if len(bucket) == 1 and bucket[0].is_contiguous():  # an embedding's is a gigabyte, which is not copied
-            dist.all_reduce(bucket[0])
+            with _waiting():
+                dist.all_reduce(bucket[0])
             continue
         flat = torch.cat([gradient.flatten() for gradient in bucket])
-        dist.all_reduce(flat)
+        with _waiting():
+            dist.all_reduce(flat)
         for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             gradient.copy_(summed.view_as(gradient))
 

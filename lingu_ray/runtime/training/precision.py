@@ -28,6 +28,7 @@ from lingu_ray.runtime.models.load import load_teacher_config
 from lingu_ray.runtime.resume import trained_steps
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.tracking.environment import PRECISION, read_environment, record_environment
+from lingu_ray.waiting import RAY_STATUS, waiting
 
 FASTER = 1.2
 """Times that bf16 must be as fast as fp32 on a CPU to be chosen."""
@@ -105,7 +106,8 @@ def choose(config: Config) -> Choice:
     check_gpus(wanted)
     remote: Any = ray.remote(max_calls=1)(_choose_here)  # it sets its process's threads
     task = remote.options(num_cpus=wanted["CPU"], num_gpus=wanted.get("GPU", 0))
-    choice = ray.get(task.remote(use_gpu, *timed))
+    with waiting("a worker's choice of precision", RAY_STATUS):
+        choice = ray.get(task.remote(use_gpu, *timed))
     log.info("train.precision=auto: %s", choice)
     return choice
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.runtime.run_folder.folder import RunFolder
-from lingu_ray.runtime.run_folder.run_log import run_log
+from lingu_ray.runtime.run_folder.run_log import run_log, waits_of_workers
 from lingu_ray.runtime.tracking.progress import Progress
 
 log = logging.getLogger("lingu_ray.something")
@@ -88,3 +89,22 @@ def test_a_worker_prints_what_it_printed_before(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr == "loud\n" and done.stdout == ""
     assert [line["message"] for line in lines(RunFolder(tmp_path), "rank-0")] == ["quiet", "loud"]
+
+
+def test_what_workers_wait_for_is_known(tmp_path: Path) -> None:
+    """Of a worker whose last word is that it waits for something of its own; not of one that waits for the others, or
+    has gone on, and not before its line is whole."""
+    folder = RunFolder(tmp_path)
+    for rank in range(4):
+        with run_log(folder, "mine", rank):
+            log.info("on cpu")
+    waits = logging.getLogger("lingu_ray.waiting")
+    for rank, level in enumerate((logging.WARNING, logging.INFO, logging.WARNING)):
+        with run_log(folder, "mine", rank):
+            waits.log(level, "waiting for its teacher's answer")
+    with run_log(folder, "mine", 2):
+        log.info("saved step 4")
+    with (folder.logs / "rank-3.jsonl").open("a") as file:
+        file.write('{"logger": "lingu_ray.waiting", ')
+    (told,) = waits_of_workers(folder)
+    assert told == f"worker 0 on {platform.node()} is waiting for its teacher's answer"

@@ -5,12 +5,15 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from unittest.mock import Mock, patch
 
+import psutil
 import pytest
 import ray
 import torch
+from ray._private.state import actors
 from safetensors.torch import load_file, save_file
 from tiny import tiny_teacher
 
+from lingu_ray import waiting
 from lingu_ray.config import TeacherConfig
 from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.errors import UserError
@@ -86,6 +89,28 @@ def test_an_actor_that_cannot_load_its_teacher_says_why(ray_cluster, tmp_path):
         UserError, match=r"teacher.path=.*: its weights are not those of .*\n  left over: v_head.weight"
     ):
         _ = client.output_head
+
+
+@pytest.mark.slow
+def test_an_actor_that_hangs_is_told_and_not_waited_for_for_ever(ray_cluster, teacher_folder, monkeypatch, caplog):
+    """Its process is there, and stopped: the worker says what it waits for and where to look, and ends with an error
+    that Ray Train starts it again after."""
+    settings = TeacherConfig(path=str(teacher_folder))
+    client = TeacherActorClient(settings, CPU, start_teacher(settings, torch.float32, CPU, threads=1))
+    client.result(client.submit(request_of(3)))
+    monkeypatch.setattr(waiting, "FIRST_WORD_S", 0.1)
+    monkeypatch.setattr(waiting, "_known", {})
+    monkeypatch.setattr(teachers, "_ANSWER_WITHIN_S", 3.0)
+    started = [actor["Pid"] for actor in actors().values() if actor["ActorID"] == client.actor._actor_id.hex()]
+    teacher = psutil.Process(*started)
+    teacher.suspend()
+    try:
+        with pytest.raises(TimeoutError, match=r"has not answered for 3 s: see `ps ax \| grep TeacherActor`"):
+            client.result(client.submit(request_of(3)))
+    finally:
+        teacher.resume()
+    assert "(T: stopped), and logs/teacher-*.jsonl" in caplog.text and "waiting for its teacher's answer" in caplog.text
+    assert client.result(client.submit(request_of(3))).shape[0] == 5
 
 
 @pytest.mark.slow
