@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from typing import Any, TextIO, cast
 
 from lingu_ray.commands import as_called
-from lingu_ray.starting import collect_less, end_stopped
+from lingu_ray.starting import collect_less, end_stopped, terminate_as_interrupt
 
 _WRAPPED = ("cause", "health_check_failure", "controller_failure")  # in errors of Ray and Ray Train
 _FULL = re.compile(r".*(?:No space left on device|Disk quota exceeded).*")  # Rust and C++ have these words, too
@@ -116,8 +116,9 @@ def _prepare_streams() -> None:
 
 def run_command(main: Callable[[list[str]], None]) -> None:
     """Run a module's `main` on the command line's arguments: exit 1 after a `UserError`, on a full disk and where
-    permission is missing, 130 after Ctrl-C."""
+    permission is missing, 130 after Ctrl-C and SIGTERM."""
     collect_less()
+    terminate_as_interrupt()
     _prepare_streams()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # each retry, twice

@@ -48,11 +48,12 @@ def save_on_interrupt(save: Callable[[], None]) -> Iterator[threading.Event]:
 
 @contextmanager
 def exit_on_interrupt() -> Iterator[None]:
-    """Ctrl-C ends what runs inside, which has nothing to save, even where the `KeyboardInterrupt` is lost.
+    """Ctrl-C and SIGTERM end what runs inside, which has nothing to save, even where the `KeyboardInterrupt` is lost.
 
     It is lost where Python raises it in a callback, which may then leave a lock behind: so it is raised again at the
     end, and the process exits with 130 if that takes more than 20 seconds. Python's word on the loss is not printed.
-    Outside the main thread nothing is handled.
+    Ray, where it starts inside, takes SIGTERM for itself, and exits with its number; that ends with the block. Outside
+    the main thread nothing is handled.
     """
     asked = threading.Event()
     watch = threading.Timer(_GIVE_UP_S, os._exit, [130])
@@ -65,8 +66,12 @@ def exit_on_interrupt() -> Iterator[None]:
         raise KeyboardInterrupt
 
     try:
-        with _handled_by(handle, signal.SIGINT), _lost_in_silence():
+        with _handled_by(handle, signal.SIGINT, signal.SIGTERM), _lost_in_silence():
             yield
+    except SystemExit as ended:
+        if ended.code != signal.SIGTERM:
+            raise
+        asked.set()  # Ray's own handler, which it sets as it starts, has heard it
     finally:
         watch.cancel()  # what came out of here is in its caller's hands
     if asked.is_set():

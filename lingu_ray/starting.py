@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from types import TracebackType
 
@@ -16,6 +17,11 @@ def collect_less() -> None:
     Torch, Transformers, Ray and MLflow make 600 000 that stay: a quarter of the time of importing them went there.
     """
     gc.set_threshold(10_000)
+
+
+def terminate_as_interrupt() -> None:
+    """Let SIGTERM, by which batch systems and `ray job stop` end a command, be to this process what Ctrl-C is."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def end_stopped() -> None:

@@ -154,12 +154,14 @@ def test_interrupted_then_killed_then_finished(data, output, caplog):
     assert not list((folder / "checkpoints").glob(".*"))
 
 
-def test_interrupted_before_the_first_step(data, output):
-    """Ctrl-C while Ray starts or the corpus is built: one line and exit code 130, no traceback; the name stays free."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_before_the_first_step(data, output, number):
+    """Ctrl-C or SIGTERM while Ray starts or the corpus is built: one line and exit code 130, no traceback; the name
+    stays free."""
     with start(data, output, "early") as command:
         command.wait_for(lambda: "starting Ray" in command.printed)
         time.sleep(1.5)
-        command.signal_group(signal.SIGINT)
+        command.signal_group(number)
         printed = command.finish(130)
     assert printed.strip().splitlines()[-1] == "stopped; what was finished is kept"
     assert "Traceback" not in printed

@@ -13,15 +13,37 @@ from commands import Command
 from lingu_ray import interrupt
 
 
-def test_a_lost_interrupt_is_raised_again():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_lost_interrupt_is_raised_again(number: signal.Signals):
     """Code that swallows the exception does not go on past the end; the handler from before is back."""
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), interrupt.exit_on_interrupt():
         try:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         except KeyboardInterrupt:
             swallowed = True
-    assert swallowed and signal.getsignal(signal.SIGINT) is before
+    assert swallowed and signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_stopped_says_so(number: signal.Signals):
+    """One line and exit code 130, wherever it is: a batch system's signal says no less than Ctrl-C."""
+    code = (
+        f"import signal; from lingu_ray.errors import run_command; run_command(lambda _: signal.raise_signal({number}))"
+    )
+    with Command([sys.executable, "-c", code]) as command:
+        assert command.finish(130) == "stopped; what was finished is kept\n"
+
+
+def test_a_termination_that_a_library_takes_for_itself_is_an_interrupt():
+    """Ray sets a handler of its own while it starts, which exits with the signal's number; other exits stay exits."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), interrupt.exit_on_interrupt():
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(SystemExit), interrupt.exit_on_interrupt():
+        sys.exit(1)
 
 
 class Ends:

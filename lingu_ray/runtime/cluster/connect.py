@@ -78,7 +78,8 @@ def connect(settings: RayConfig) -> None:
         return
     try:
         _require_answer(address, setting)
-        ray.init(address=address, runtime_env={"env_vars": worker_environment(RAY_ADDRESS=address)}, **quiet)
+        with exit_on_interrupt():
+            ray.init(address=address, runtime_env={"env_vars": worker_environment(RAY_ADDRESS=address)}, **quiet)
     except ConnectionError as error:
         raise UserError(f"{setting}={address}: no Ray cluster answers there. {error}") from error
 
