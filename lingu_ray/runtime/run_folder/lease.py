@@ -31,6 +31,8 @@ BEAT_S = 5.0
 STALE_S = 30.0
 """Without a sign of life for so long a holder counts as dead."""
 _POLL_S = 0.25
+_OTHERS_WRITE_S = 0.1
+"""Within this, and some times what storage takes, others have written who found a lease free before it was taken."""
 LEASE_FILE = "driver.json"
 
 log = logging.getLogger(__name__)
@@ -112,7 +114,7 @@ def lease_on(folder: Path | str) -> Iterator[Lease]:
     mine = Holder(secrets.token_hex(8), *where, job_id(), time.time())
     try:
         _wait_for_the_other(path)
-        _write(path, mine)
+        _take(path, mine)
     except OSError as error:
         why = why_unwritable(Path(folder), error)
         raise UserError(f"{folder}: cannot be written: {why}. Correct that, or name another folder") from error
@@ -127,6 +129,19 @@ def lease_on(folder: Path | str) -> Iterator[Lease]:
         holder = _read(path)
         if holder is not None and holder.owner == mine.owner and _is_alone(path):
             delete(path) if isinstance(path, str) else shutil.rmtree(path.parent)
+
+
+def _take(path: Path | str, mine: Holder) -> None:
+    """Write the lease, which nobody holds. Raises UserError where another that found it so at the same moment has it:
+    of several the last one to write."""
+    begin = time.monotonic()
+    _write(path, mine)
+    time.sleep(_OTHERS_WRITE_S + 5 * (time.monotonic() - begin))
+    now = _read(path)
+    if now is not None and now.owner != mine.owner:
+        raise UserError(
+            f"{parent(str(path))}: another driver took it at this moment ({now.describe()}). {now.how_to_stop()}"
+        )
 
 
 def is_held(folder: Path) -> bool:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 
@@ -75,6 +77,30 @@ def test_a_lease_that_says_nothing_is_told(tmp_path, content):
     told = rf"{tmp_path}/driver\.json is cut off, .* remove that file, and run the same"
     with pytest.raises(UserError, match=told), lease.lease_on(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_of_two_drivers_that_start_at_one_moment_one_gets_in(tmp_path, ended):
+    """Both find the folder free, or the lease of an ended driver; who comes second in writing has it."""
+    if ended:
+        (tmp_path / "config.yaml").touch()
+        with lease.lease_on(tmp_path):
+            pass
+    together, over = Barrier(3), Barrier(3)
+
+    def drive():
+        together.wait()
+        try:
+            with lease.lease_on(tmp_path) as held:
+                over.wait()
+                return held.require()
+        except UserError as error:
+            over.wait()
+            return str(error)
+
+    with ThreadPoolExecutor(3) as pool:
+        said = [one.result() for one in [pool.submit(drive) for _ in range(3)]]
+    assert said.count(None) == 1 and sum("took it at this moment" in (one or "") for one in said) == 2
 
 
 @pytest.mark.slow
