@@ -128,11 +128,13 @@ def with_demo(config: Config) -> Config:
 def measure(config: Config, models: dict[str, str]) -> Recovery | None:
     """Evaluate the models as far as that was not done before; None without evaluation tasks."""
     from lingu_ray.evaluation.run import evaluate
+    from lingu_ray.runtime.resume import check_loaded_models
     from lingu_ray.runtime.run_folder.folder import RunFolder
 
     if not config.evaluation.tasks:
         return None
     folder = RunFolder(config.run_dir)
+    check_loaded_models(config, folder)
     paths = {name: Path(path) for name, path in models.items()}
     return evaluate(paths, config.evaluation, folder.report, ray_settings=config.ray)
 

@@ -126,13 +126,14 @@ def check_models(config: Config, folder: RunFolder) -> None:
     write_json(folder.models, now)
 
 
-def check_measured_models(config: Config, folder: RunFolder) -> None:
-    """Check that the models that a finished run is measured beside are those that it was started with.
+def check_loaded_models(config: Config, folder: RunFolder) -> None:
+    """Check that teacher and student are those that the run was started with, before they are loaded by a worker, which
+    may be started again days later, or measured.
 
     Raises:
         UserError: the files of one have changed, or are gone.
     """
-    if not config.evaluation.tasks or not folder.models.exists():
+    if not folder.models.exists():
         return
     before, now = read_json(folder.models), model_contents(config)
     if changed := [name for name in ("teacher", "student") if name in now and before.get(name) != now[name]]:

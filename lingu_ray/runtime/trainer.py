@@ -38,7 +38,7 @@ from lingu_ray.runtime.preparation import check_output, prepare_initial_model, s
 from lingu_ray.runtime.ray_train import torch_trainer
 from lingu_ray.runtime.resume import (
     check_data,
-    check_measured_models,
+    check_loaded_models,
     check_settings,
     corpus_since,
     record_corpus,
@@ -181,7 +181,8 @@ class Run:
         check_settings(self.config, self.folder)
         if self.finished:
             log.info("%s: found, finished before (%d steps)", self.folder.exported_model, self.config.train.steps)
-            check_measured_models(self.config, self.folder)
+            if self.config.evaluation.tasks:
+                check_loaded_models(self.config, self.folder)
             trained = load_yaml(self.folder.config)
             as_trained = {"train": trained.train, "ray": trained.ray}  # these have no part in it any more
             write_text(self.folder.config, to_yaml(self.config.model_copy(update=as_trained)))

@@ -25,6 +25,7 @@ from tinyrun import config, write_settings
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.checkpoints.checkpoint import checkpoints
+from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.records import read_records
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(1500)]
@@ -189,6 +190,31 @@ def test_parts_killed(data, output):
     assert re.search(r"worker 0 died; started again from step \d+ \(1 of ray.max_failures=1\)", said)
     teacher = (output / "parts" / "logs" / "teacher-0.jsonl").read_text().splitlines()
     assert len({json.loads(line)["message"] for line in teacher}) >= 3  # the first, its successor, the second worker's
+
+
+@pytest.mark.parametrize(("title", "replaced"), [("RayTrainWorker", "student"), ("TeacherActor", "teacher")])
+def test_a_model_that_was_replaced_is_not_trained_on(ray_cluster, data, tmp_path, title, replaced):
+    """A worker, or a teacher, that dies and is started again finds another model where its own was: the run ends, names
+    the model, and goes on once that is put back."""
+    models = shutil.copytree(data, tmp_path / "data")
+    weights = models / replaced / "model.safetensors"
+    original = weights.read_bytes()
+
+    def replace():
+        wait_for_step(tmp_path, "replaced", 10)
+        process = ray_process(title)
+        process.suspend()
+        weights.write_bytes(original[:-4] + bytes(4))
+        process.kill()
+
+    with ThreadPoolExecutor(1) as pool:
+        replacing = pool.submit(replace)
+        with pytest.raises(UserError, match=rf"another model than {replaced}\.path=.* is now: its files have changed"):
+            train(models, tmp_path, "replaced")
+        replacing.result()
+    weights.write_bytes(original)
+    train(models, tmp_path, "replaced")
+    assert RunFolder(tmp_path / "replaced").exported_step == TRAIN["steps"]
 
 
 def test_a_full_disk(data, output, tmp_path):

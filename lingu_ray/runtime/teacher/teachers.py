@@ -57,10 +57,17 @@ _ANSWER_WITHIN_S = 1800.0
 
 Log = Callable[[], AbstractContextManager[None]]
 """Opens the log of the actor's process."""
+Check = Callable[[], object]
+"""Raises UserError where the teacher must not be loaded."""
 
 
 def make_teacher(
-    settings: TeacherConfig, dtype: torch.dtype, device: torch.device, threads: int, log_to: Log = nullcontext
+    settings: TeacherConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    threads: int,
+    log_to: Log = nullcontext,
+    check: Check = nullcontext,
 ) -> TeacherClient:
     """The teacher, where `teacher.placement` puts it; an actor runs on the caller's node and ends with it.
 
@@ -68,7 +75,7 @@ def make_teacher(
     """
     if settings.placement == "in_process":
         return load_teacher(settings, dtype, device)
-    start = partial(start_teacher, settings, dtype, device, threads, log_to)
+    start = partial(start_teacher, settings, dtype, device, threads, log_to, check)
     actor = _of_the_node(start, device) if settings.placement == "node" else start()
     return TeacherActorClient(settings, device, actor)
 
@@ -90,6 +97,7 @@ def start_teacher(
     device: torch.device,
     threads: int,
     log_to: Log = nullcontext,
+    check: Check = nullcontext,
     name: str | None = None,
 ) -> Any:
     """Start a teacher actor on this worker's node, on the worker's last GPU if it has one; it ends with the worker."""
@@ -106,7 +114,7 @@ def start_teacher(
         max_task_retries=settings.max_restarts,
         scheduling_strategy=NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False),
         runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": gpus[-1]}} if gpus else None,
-    ).remote(settings, dtype, device.type, threads, log_to)
+    ).remote(settings, dtype, device.type, threads, log_to, check)
 
 
 def _own_gpus() -> list[str]:
@@ -118,18 +126,25 @@ class TeacherActor:
     """The frozen teacher in its own process."""
 
     def __init__(
-        self, settings: TeacherConfig, dtype: torch.dtype, device_type: str, threads: int, log_to: Log = nullcontext
+        self,
+        settings: TeacherConfig,
+        dtype: torch.dtype,
+        device_type: str,
+        threads: int,
+        log_to: Log = nullcontext,
+        check: Check = nullcontext,
     ):
         self._log = ExitStack()  # open as long as the process lives
         self._log.enter_context(log_to())
         torch.set_num_threads(threads)
-        self.settings, self.dtype, self.device = settings, dtype, torch.device(device_type)
+        self.settings, self.dtype, self.device, self.check = settings, dtype, torch.device(device_type), check
         use_tensor_cores(self.device)
 
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher, loaded at the first call: what fails in an actor's start reaches no caller."""
         log.info("teacher %s; on %s, process %d", self.settings.path, self.device, os.getpid())
+        self.check()  # an actor that died, and is started again, finds what is there by then
         return load_teacher(self.settings, self.dtype, self.device)
 
     def head(self) -> dict[str, Any]:

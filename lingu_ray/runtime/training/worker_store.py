@@ -121,7 +121,7 @@ class BucketStore(WorkerStore):
         initial_model = storage.fetch_tree(storage.join(self.location, self.folder.initial_model.name))
         self.folder.initial_model.symlink_to(initial_model)
         found = {entry.name: entry.size for entry in storage.entries(self.location)}
-        names = (self.own | {self.folder.mlflow.name}) & found.keys()
+        names = (self.own | {self.folder.mlflow.name, self.folder.models.name}) & found.keys()
         storage.get_tree(self.location, self.folder.root, {name: found[name] for name in names})
 
     def _fetch_checkpoint(self, name: str, state: dict[str, Any], sizes: dict[str, int]) -> None:

@@ -27,6 +27,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.runtime.alignment.process import KEPT_SHARE, AlignJob, Alignment, aligned_student
 from lingu_ray.runtime.alignment.stage import _equal_one, _run, align, doubt_of_sight, load_alignment
 from lingu_ray.runtime.models.load import load_student
+from lingu_ray.runtime.resume import model_contents
 from lingu_ray.runtime.run_folder.folder import RunFolder
 
 COLORS = {"red": (200, 30, 30), "green": (30, 170, 40), "blue": (40, 60, 210), "white": (240, 240, 240)}
@@ -142,11 +143,11 @@ def test_too_little_memory_names_the_settings(
     monkeypatch.setattr("lingu_ray.runtime.alignment.stage.ray", MagicMock())
     monkeypatch.setattr("lingu_ray.runtime.alignment.stage.uses_gpu", lambda _: False)
     monkeypatch.setattr("lingu_ray.runtime.alignment.stage._followed", followed)
-    folder = RunFolder(tmp_path / "run")
+    folder, config = RunFolder(tmp_path / "run"), settings(data, tmp_path)
     folder.root.mkdir()
-    write_json(folder.models, {})
+    write_json(folder.models, model_contents(config))
     with pytest.raises(UserError, match=r"^align.* lower train.tokens_per_micro_batch or align.max_rows"):
-        align(settings(data, tmp_path), folder, Corpus(data / "corpus"), "fingerprint")
+        align(config, folder, Corpus(data / "corpus"), "fingerprint")
 
 
 @pytest.mark.slow
