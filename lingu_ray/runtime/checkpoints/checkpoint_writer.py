@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,7 @@ class CheckpointWriter:
 
     `layout`: `whole` or `sharded`; `auto`: by size. `keep_last`: how many are kept, besides the best.
     `completed` is called with each complete checkpoint on the first worker, in a thread; the next one waits for it.
+    `records`: files of the first worker that are on the disk before it, for a resumed run adds to them alone.
     """
 
     def __init__(
@@ -73,9 +74,10 @@ class CheckpointWriter:
         layout: Literal["auto", "whole", "sharded"],
         keep_last: int,
         completed: Callable[[Path], None],
+        records: Sequence[Path] = (),
     ):
         self.folder, self.model, self.optimizer = folder, model, optimizer
-        self.keep_last, self.completed = keep_last, completed
+        self.keep_last, self.completed, self.records = keep_last, completed, records
         self.bytes = checkpoint_bytes(model, optimizer)
         self.in_background = layout == "sharded" or (layout == "auto" and self.bytes > WHOLE_UP_TO)
         self.device = next(model.parameters()).device
@@ -94,6 +96,8 @@ class CheckpointWriter:
         self.wait()
         if is_main_process():
             require_space(self.folder, self.bytes, f"the checkpoint of step {state.step}")
+            for path in filter(Path.exists, self.records):
+                flush(path)
         temporary, parts = self._agree(state.step)
         tensors = saved_tensors(self.model, self.optimizer)
         pieces = {kind: self._pieces(named, parts) for kind, named in tensors.items()}

@@ -129,7 +129,7 @@ class Worker:
         settings = self.config.train
         self.checkpoints = CheckpointWriter(
             *(self.folder.checkpoints, self.student.model, self.optimizer),
-            *(settings.checkpoint, settings.keep_last, self._saved),
+            *(settings.checkpoint, settings.keep_last, self._saved, (self.folder.metrics, self.folder.samples)),
         )
 
     def run(self) -> None:

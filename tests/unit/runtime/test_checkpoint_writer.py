@@ -62,6 +62,22 @@ def test_layout_by_setting_and_size(tmp_path, monkeypatch, layout, largest, in_b
     assert CheckpointWriter(tmp_path, *trained(), layout, 1, print).in_background is in_background
 
 
+def test_records_are_on_the_disk_before_the_checkpoint_of_their_steps(tmp_path, monkeypatch):
+    """After a power cut no step is in a checkpoint and not in the metrics: they are flushed before it has its name."""
+    flushed, flush = [], os.fsync
+
+    def note(descriptor):
+        flushed.append((os.readlink(f"/proc/self/fd/{descriptor}"), steps(tmp_path)))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    metrics, none = tmp_path / "metrics.jsonl", tmp_path / "samples.jsonl"
+    metrics.write_text("{}")
+    writer = CheckpointWriter(tmp_path, *trained(), "whole", 1, lambda path: None, (metrics, none))
+    writer.save(CheckpointState(1, None))
+    assert flushed[0] == (str(metrics), []) and steps(tmp_path) == [1]
+
+
 def test_training_goes_on_while_the_background_writes(tmp_path, gate):
     """The files are those, to the bit, that are written while training waits, however the weights have changed since;
     they are a checkpoint at the first poll after all is written. Then, and once, its follower is told."""
