@@ -92,7 +92,9 @@ def test_a_run_that_is_signaled_saves_is_queued_again_and_ends_as_if_undisturbed
 
 
 def test_a_job_with_an_environment_of_its_own_starts_ray_on_its_nodes(slurm: Slurm, scratch: Path, tmp_path: Path):
-    """`sbatch --export=NAMES`, or NONE, which sites set for all: the run is reached, and says that its file is none."""
+    """`sbatch --export=NAMES`, or NONE, which sites set for all: the run is reached, and says that its file is none.
+    What Ray wrote on the nodes goes with it, and what a job left there that was killed."""
+    (scratch / "lr-999999-0").mkdir()
     env = {"LINGU_RAY_STATE": str(tmp_path / "state"), "LINGU_RAY_VENV": sys.prefix, "TMPDIR": str(scratch)}
     options = (f"--export={','.join(env)}", "--gpus-per-node=0", "--cpus-per-task=2", f"--output={tmp_path}/job.out")
     script = (ROOT / "clusters/slurm/train.sbatch", "no_such_recipe")
@@ -100,3 +102,4 @@ def test_a_job_with_an_environment_of_its_own_starts_ray_on_its_nodes(slurm: Slu
     log = tmp_path / "job.out"
     wait_for(lambda: slurm.job(number)["JobState"] == "FAILED", 400, lambda: log.read_text())
     assert "error: no recipe 'no_such_recipe'" in log.read_text()
+    wait_for(lambda: not [*scratch.glob("lr-*")], 60, lambda: f"{[*scratch.iterdir()]} are left\n{log.read_text()}")
