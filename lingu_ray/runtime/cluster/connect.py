@@ -63,6 +63,11 @@ def connect(settings: RayConfig) -> None:
                 # Without `local` Ray joins what the last `ray start` on this machine left word of, be it gone
                 ray.init("local", include_dashboard=False, runtime_env={"env_vars": worker_environment()}, **quiet)
             except OSError as error:
+                if (token := Path.home() / ".ray").is_relative_to(error.filename or token / "none"):
+                    raise UserError(
+                        f"Ray cannot keep its token in {token}: {error.strerror}. Set HOME to a folder that can be "
+                        "written"
+                    ) from error
                 raise UserError(
                     f"Ray cannot start on this machine: {error}. Set RAY_TMPDIR to a folder for its sockets and logs "
                     "that can be written and has a short path, such as RAY_TMPDIR=/tmp"

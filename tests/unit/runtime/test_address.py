@@ -104,6 +104,14 @@ def test_a_folder_whose_path_is_too_long_for_sockets(tmp_path: Path, monkeypatch
     assert re.search(r"AF_UNIX path length .*/sockets/.* Set RAY_TMPDIR to a folder", told)
 
 
+@pytest.mark.slow
+def test_a_home_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch):
+    """As of a container's user, or on nodes that lack it: the error names it, and not the folder of Ray's sockets."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with Command([sys.executable, "-c", START_RAY], env={"HOME": "/proc/nobody", "RAY_AUTH_MODE": "token"}) as command:
+        assert "Ray cannot keep its token in /proc/nobody/.ray: No such file or directory. Set HOME" in command.finish()
+
+
 def test_a_machine_on_which_ray_starts_too_slowly(monkeypatch: pytest.MonkeyPatch):
     """Ray gives up after half a minute, with an error of no type: what helps is told."""
 
