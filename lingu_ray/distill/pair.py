@@ -44,8 +44,12 @@ _FAMILIES = {
     "exaone4_5": "exaone4",
     "mistral": "llama",
 }
-# What one class of a family has alone, and the other's decoder does not compute with.
-_OF_ONE_CLASS = {"llama": ("attention_bias", "mlp_bias"), "glm4_moe": ("use_qk_norm",)}
+# What one class of a family has alone, and what the other's decoder computes as.
+_OF_ONE_CLASS: dict[str, dict[str, bool]] = {
+    "llama": {"attention_bias": False, "mlp_bias": False},
+    "glm4_moe": {"use_qk_norm": False},
+    "qwen3_moe": {"norm_topk_prob": True},
+}
 
 
 def check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
@@ -132,8 +136,8 @@ def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> No
         del pairs["model_type"]
     for name in sorted(_declared(student) & _declared(teacher)):
         pairs[name] = getattr(student, name, None), getattr(teacher, name, None)
-    for name in _OF_ONE_CLASS.get(_family(student), ()):
-        pairs[name] = getattr(student, name, False), getattr(teacher, name, False)
+    for name, other in _OF_ONE_CLASS.get(_family(student), {}).items():
+        pairs[name] = getattr(student, name, other), getattr(teacher, name, other)
     pairs["head_dim"] = (head_dim(student), head_dim(teacher))
     ropes = _text_rope(student), _text_rope(teacher)
     for kind in {**ropes[0], **ropes[1]}:

@@ -221,12 +221,14 @@ def test_the_width_of_heads_is_that_of_the_models_keys(kind):
 
 
 def test_qwen3_vl_moe_fits_its_lm():
-    """The VLM's class has `head_dim` and the LM's does not: both have what their files say, and it is compared."""
+    """What one class alone has a field for is compared: the width of heads, whether experts' weights add up to 1."""
     sizes = TEXT | EXPERTS | {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
     student = Qwen3VLMoeTextConfig(**sizes, head_dim=32)
-    compare_decoders(student, Qwen3MoeConfig(**sizes, head_dim=32))
+    compare_decoders(student, Qwen3MoeConfig(**sizes, head_dim=32, norm_topk_prob=True))
     with pytest.raises(UserError, match="\n  head_dim: student 32, teacher 24\n"):
-        compare_decoders(student, Qwen3MoeConfig(**sizes, head_dim=24))
+        compare_decoders(student, Qwen3MoeConfig(**sizes, head_dim=24, norm_topk_prob=True))
+    with pytest.raises(UserError, match="\n  norm_topk_prob: student True, teacher False\n"):
+        compare_decoders(student, Qwen3MoeConfig(**sizes, head_dim=32))
 
 
 def test_fitting_pair_passes_and_rope_is_compared(tmp_path):
