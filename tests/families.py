@@ -142,14 +142,7 @@ class Family:
         text = teacher.config.to_dict() | {"vocab_size": VOCABULARY + len(ADDED)}
         model = shake(self.model(self.config(text)))
         model.set_attn_implementation(self.attention)
-        with torch.no_grad():
-            for target, source in (
-                (model.get_decoder(), teacher.get_decoder()),
-                (model.get_output_embeddings(), teacher.get_output_embeddings()),
-            ):
-                parameters = dict(source.named_parameters())
-                for name, parameter in target.named_parameters():
-                    parameter[: len(parameters[name])] = parameters[name]
+        give_weights(model, teacher)
         return model.eval()
 
     def prompt(self, seed: int, images: int = 1, before: int = 5, after: int = 12) -> Prompt:
@@ -171,6 +164,18 @@ class Family:
         """A sample of `length` text tokens."""
         ids_T = torch.tensor(_words(torch.Generator().manual_seed(seed), length))
         return Prompt(ids_T, torch.zeros_like(ids_T, dtype=torch.bool), {})
+
+
+def give_weights(vlm: PreTrainedModel, lm: PreTrainedModel) -> None:
+    """Copy the weights of an LM's decoder and head into those of a VLM, which may have more ids."""
+    with torch.no_grad():
+        for target, source in (
+            (vlm.get_decoder(), lm.get_decoder()),
+            (vlm.get_output_embeddings(), lm.get_output_embeddings()),
+        ):
+            parameters = dict(source.named_parameters())
+            for name, parameter in target.named_parameters():
+                parameter[: len(parameters[name])] = parameters[name]
 
 
 def shake(model: PreTrainedModel) -> PreTrainedModel:

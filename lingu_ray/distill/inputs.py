@@ -118,12 +118,14 @@ def _rope_positions(model: Any, inputs: ModelInputs) -> Tensor:
         return spread_ST
 
     grid = inputs.vision.get("image_grid_thw")
-    position_3ST, _ = model.get_rope_index(
-        a_sample_a_row(inputs.input_ids_BT),
-        image_grid_thw=None if grid is None else grid.to(index_BT.device),
-        attention_mask=a_sample_a_row((inputs.sample_BT >= 0).long()),
-        mm_token_type_ids=a_sample_a_row(inputs.visual_BT.int()),
-    )
+    asked = {
+        "input_ids": a_sample_a_row(inputs.input_ids_BT),
+        "image_grid_thw": None if grid is None else grid.to(index_BT.device),
+        "attention_mask": a_sample_a_row((inputs.sample_BT >= 0).long()),
+        "mm_token_type_ids": a_sample_a_row(inputs.visual_BT.int()),  # Omni's finds images by their border tokens
+    }
+    named = inspect.signature(model.get_rope_index).parameters
+    position_3ST, _ = model.get_rope_index(**{name: value for name, value in asked.items() if name in named})
     position_3BT = torch.zeros_like(index_BT).repeat(3, 1, 1)
-    position_3BT[:, row_K, column_K] = position_3ST[:, sample_K, index_K]
+    position_3BT[:, row_K, column_K] = position_3ST[:, sample_K, index_K].long()  # Qwen3-Omni has whole floats
     return position_3BT

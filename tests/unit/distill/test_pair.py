@@ -48,7 +48,6 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLTextConfig,
     Qwen2_5_VLTextModel,
-    Qwen2_5OmniThinkerConfig,
     Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLTextConfig,
@@ -441,7 +440,6 @@ OF_TOWER = {**OF_TEXT, "image_size": 16, "patch_size": 8}
         (PhiConfig(**OF_TEXT), LlavaConfig, r"teacher.path=.*: PhiForCausalLM: the method needs an output head"),
         (GptOssConfig(**OF_TEXT), LlavaConfig, r"teacher.path=.*: a GptOssForCausalLM does not support SDPA"),
         (OPTConfig(**OF_TEXT), Blip2Config, r"student.path=.*: a Blip2ForConditionalGeneration is built otherwise"),
-        (Qwen2Config(**OF_TEXT), Qwen2_5OmniThinkerConfig, r"student.path=.*: a Qwen2_5OmniThinker.*: its tower is no"),
     ],
     ids=lambda value: getattr(value, "model_type", None),
 )  # fmt: skip
