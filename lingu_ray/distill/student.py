@@ -124,10 +124,13 @@ class Student:
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Named parameters by group: `decoder` (with embeddings and head), `vision` tower, `projector` (the rest).
 
-        Qwen's towers hold their projector, the merger, which counts as such. An audio tower counts as `vision`.
+        Qwen's towers hold their projector, the merger, which counts as such. An audio tower counts as `vision`, and so
+        do others beside the tower: DeepSeek-VL's for high resolution, Video-LLaVA's, Omni's.
         """
         decoder = {id(p) for p in [*self.decoder.parameters(), *self.head.parameters()]}
-        tower = {id(p) for name, p in self.tower.named_parameters() if "merger" not in name}
+        models = [module for module in self.body.children() if isinstance(module, PreTrainedModel)]
+        towers = [self.tower, *(model for model in models if self.decoder not in model.modules())]
+        tower = {id(p) for one in towers for name, p in one.named_parameters() if "merger" not in name}
         groups: dict[str, list[tuple[str, nn.Parameter]]] = {"vision": [], "projector": [], "decoder": []}
         for name, parameter in self.model.named_parameters():
             group = "decoder" if id(parameter) in decoder else "vision" if id(parameter) in tower else "projector"

@@ -14,6 +14,8 @@ from transformers import (
     Blip2Config,
     CohereConfig,
     DeepseekV3Config,
+    DeepseekVLHybridConfig,
+    DeepseekVLHybridForConditionalGeneration,
     Ernie4_5Config,
     Gemma2Config,
     Gemma3nTextConfig,
@@ -398,6 +400,16 @@ def test_parameter_groups_cover_everything_once():
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
     assert all("vision_model" in name for name, _ in groups["vision"])
     assert [name for name, _ in groups["projector"]] == ["model.connector.modality_projection.proj.weight"]
+
+
+def test_a_second_tower_is_no_projector():
+    """DeepSeek-VL's for high resolution learns, or is frozen, with the first; what joins them is the projector."""
+    config = DeepseekVLHybridConfig(text_config={"model_type": "llama", "num_hidden_layers": 1})
+    with torch.device("meta"):
+        student = Student(DeepseekVLHybridForConditionalGeneration(config))
+    parts = {group: {name.split(".")[1] for name, _ in named} for group, named in student.parameter_groups().items()}
+    assert parts["vision"] == {"vision_model", "high_res_vision_model"}
+    assert parts["projector"] == {"high_res_vision_neck", "high_res_vision_proj", "aligner", "high_res_vision_alpha"}
 
 
 @pytest.mark.parametrize(
