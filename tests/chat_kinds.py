@@ -36,7 +36,9 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def _texts() -> list[str]:
-    return [topics[name] for name in sorted(topics)[:20]]
+    """Line by line, as SentencePiece reads: no token goes from one line into the next, whichever Python's pages these
+    are."""
+    return [line for name in sorted(topics)[:20] for line in topics[name].splitlines(keepends=True)]
 
 
 @cache
