@@ -1,6 +1,9 @@
 # lingu_ray: `make` shows what there is to make.
 
-PYTHON ?= python3.11
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+# The first that runs: one of the versions that are tested, or a newer one. A shim of pyenv may be there without a Python.
+PYTHON ?= $(or $(shell for each in python3.11 python3.12 python3.13 python3; do \
+	$$each -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$each && break; done),python3)
 # An index of torch's own builds (the install page of pytorch.org names them). Without a GPU: one of CPU builds, where
 # the machine's index has CUDA builds only, which work and are large. With a GPU: one for a driver older than the lock's.
 TORCH_INDEX ?=
@@ -44,8 +47,8 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml $(LOCK)
 	$(if $(GPU),$(check_driver))
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "lingu_ray needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c '$(NEW_ENOUGH)' || \
+		{ echo "lingu_ray needs Python 3.11 or newer: make setup PYTHON=/path/to/python3.12"; exit 1; }
 	@# Debian ships venv without ensurepip: there the machine's own pip fills the new environment.
 	test -x $(RUN) && $(RUN) -m pip --version >/dev/null || $(PYTHON) -m venv $(VENV) || \
 		{ $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }

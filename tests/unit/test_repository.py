@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -143,6 +144,22 @@ def test_set_up_is_refused_where_the_driver_is_broken(tmp_path: Path, monkeypatc
     assert broken.returncode and "install --no-deps" not in broken.stdout
     assert "Driver/library version mismatch" in broken.stdout and "make setup GPU=" in broken.stdout
     assert not without.returncode and "--no-deps -r requirements-cpu.lock" in without.stdout
+
+
+def test_set_up_takes_the_first_python_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A `python3.11` that is there and does not run, as a shim of pyenv, is passed by; where none runs, one line says
+    what is needed, before anything is made."""
+    for name in ("python3.11", "python3.12", "python3.13", "python3"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 127\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    command = ["make", "setup", "GPU=", f"VENV={tmp_path / 'venv'}"]
+    none = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert none.returncode and "make setup PYTHON=/path/to/python3.12" in none.stdout
+    assert not (tmp_path / "venv").exists()
+    (tmp_path / "python3.12").unlink()
+    (tmp_path / "python3.12").symlink_to(sys.executable)
+    assert f"|| python3.12 -m venv {tmp_path / 'venv'}" in make("setup", *command[2:])
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda path: path.stem)
