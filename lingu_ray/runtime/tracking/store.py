@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar, cast
 
 import mlflow
-from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
+from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE, MLFLOW_HTTP_REQUEST_MAX_RETRIES
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from sqlalchemy.exc import SQLAlchemyError
@@ -45,7 +45,14 @@ def artifact_location(uri: str) -> str | None:
 
 
 def open_store(uri: str) -> mlflow.MlflowClient:
-    """MLflow's client of a store, whose tables are made where there are none."""
+    """MLflow's client of a store, whose tables are made where there are none.
+
+    Raises:
+        CANNOT_OPEN: it is a folder, which MLflow refuses by a page of its own, or whatever MLflow raises.
+    """
+    if uri.startswith(("/", "file:")) and not MLFLOW_ALLOW_FILE_STORE.get():
+        database = f"{SQLITE}{Path(uri.removeprefix('file://')) / STORE}"
+        raise IsADirectoryError(f"A folder of files is no store any more: {database} names a database in it")
     with opened_alone(uri):
         return mlflow.MlflowClient(uri)
 

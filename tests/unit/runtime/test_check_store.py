@@ -191,7 +191,8 @@ def test_a_locked_database(store: Path) -> None:
         ("sqlite://runs.db", "a SQLite store is a file"),
         ("postgresql://me:secret@127.0.0.1/db", r"No module named 'psycopg\w*'. Install the database's driver"),
         ("htp://127.0.0.1", "Supported URI schemes are"),
-        ("/tmp/mlruns", "maintenance mode"),
+        ("/tmp/mlruns", "is no store any more: sqlite:////tmp/mlruns/mlflow.db names"),
+        ("file:///tmp/mlruns", "is no store any more: sqlite:////tmp/mlruns/mlflow.db names"),
     ],
 )
 def test_addresses_of_no_store(uri: str, message: str) -> None:
