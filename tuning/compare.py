@@ -5,8 +5,9 @@ python -m tuning.compare runs/*                              # all runs of a fol
 python -m tuning.compare 3f2a… 91bc… uri=http://mlflow:5000  # MLflow run ids
 python -m tuning.compare experiment=lingu_ray                # all runs of an MLflow experiment, newest first
 
-Prints the tables and writes `compare.html` with the curves, and beside it the scores as `compare.csv`, with all digits,
-and as `compare.tex` for a paper. Intervals are those of runs that are named by folder: MLflow has none.
+Prints the tables and writes `compare.html` with the curves, and beside it the scores as `compare.csv`, with all digits
+and whole names of folders, and as `compare.tex` for a paper. Intervals are those of runs that are named by folder:
+MLflow has none.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import jinja2
@@ -61,7 +63,8 @@ def main(arguments: list[str]) -> None:
     """Read the runs, print the tables, write the page."""
     names, given, _ = split_arguments(arguments, HELP)
     options = read_settings(given, CompareConfig)
-    runs = told_apart(read_runs(names, options))
+    in_full = told_apart(read_runs(names, options))
+    runs = in_short(in_full)
     require_writable(options.out / PAGE, "out")
     verdicts = Matrix(["verdict"], [[run.name, run.verdict] for run in runs if run.verdict is not None])
     tables = {"Scores": scores_table(runs), "Verdicts": verdicts, "Settings that differ": settings_table(runs)}
@@ -74,7 +77,7 @@ def main(arguments: list[str]) -> None:
     page = write_page(runs, tables, notes, options.out)
     print(f"page     {shell_word(page)}")
     if tables["Scores"].lines:
-        write_csv(runs, page.with_suffix(".csv"))
+        write_csv(in_full, page.with_suffix(".csv"))
         write_text(page.with_suffix(".tex"), latex(tables["Scores"]))
         print(f"scores   {shell_word(page.with_suffix('.csv'))} {shell_word(page.with_suffix('.tex'))}")
 
@@ -103,6 +106,14 @@ def told_apart(runs: list[Compared]) -> list[Compared]:
         seen[run.name] += 1
         named.append(replace(run, name=f"{run.name} #{seen[run.name]}") if total[run.name] > 1 else run)
     return named
+
+
+def in_short(runs: list[Compared]) -> list[Compared]:
+    """The runs, without the folders that all their names begin with."""
+    names = [run.name.split("/") for run in runs]
+    levels = zip(*(folders for *folders, _ in names), strict=False)
+    shared = len([*takewhile(lambda level: len({*level}) == 1, levels)])
+    return [replace(run, name="/".join(name[shared:])) for run, name in zip(runs, names, strict=True)]
 
 
 def other_items(runs: list[Compared]) -> list[str]:

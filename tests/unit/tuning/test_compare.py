@@ -134,7 +134,7 @@ def test_scores_on_other_items_are_said_not_to_compare(
     write_recovery(replace(measured, tasks=changed), later / "report")
     compare.main([str(run.root), str(later), f"out={tmp_path / 'compared'}"])
     for text in (capsys.readouterr().out, (tmp_path / "compared" / "compare.html").read_text()):
-        assert f"cloze was measured on different items ({run.root} | {later}): its scores do not compare" in text
+        assert f"cloze was measured on different items ({run.root.name} | later): its scores do not compare" in text
         assert text.count("different items") == 1
 
 
@@ -148,9 +148,8 @@ def test_engines_that_differ_are_said(run: RunFolder, tmp_path: Path, capsys: py
     compare.main([str(run.root), str(later), str(earlier), f"out={tmp_path / 'compared'}"])
     for text in (capsys.readouterr().out, (tmp_path / "compared" / "compare.html").read_text()):
         assert "cloze, digits: measured by different engines" in text
-        assert (
-            f"({run.root}: vllm, fp32 | {later}: transformers, fp32)" in text and text.count("different engines") == 1
-        )
+        assert f"({run.root.name}: vllm, fp32 | later: transformers, fp32)" in text
+        assert text.count("different engines") == 1
 
 
 def test_means_of_another_kind_are_said(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,7 +171,7 @@ def test_means_of_another_kind_are_said(run: RunFolder, tmp_path: Path, capsys: 
         folder = Path(shutil.copytree(run.root, tmp_path / name))
         write_recovery(other, folder / "report")
         compare.main([str(run.root), str(folder), f"out={tmp_path / 'compared'}"])
-        said = f"recovery is not computed in one way ({run.root}: {own} over cloze | {folder}: {found[name]})"
+        said = f"recovery is not computed in one way ({run.root.name}: {own} over cloze | {name}: {found[name]})"
         assert said in capsys.readouterr().out
         assert "retention is not" not in (tmp_path / "compared" / "compare.html").read_text()
 
@@ -246,6 +245,20 @@ def test_runs_of_one_name_are_told_apart_and_many_have_a_line_each() -> None:
     assert table.lines[4:] == [["demo #5", "4", "–"], ["demo #6", "5", "b = True"]]
 
 
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["/runs/a", "/runs/a/controls/same_ce"], ["a", "a/controls/same_ce"]),
+        (["s3://bucket/a #1", "s3://bucket/a #2"], ["a #1", "a #2"]),
+        (["s3://bucket/runs/a", "/runs/a", "a"], ["s3://bucket/runs/a", "/runs/a", "a"]),
+        (["/runs/a"], ["a"]),
+    ],
+)
+def test_shown_names_leave_out_what_all_share(names: list[str], short: list[str]) -> None:
+    """The folders that all runs lie in; runs by other names keep theirs."""
+    assert [run.name for run in compare.in_short([compare.Compared(name, {}, {}) for name in names])] == short
+
+
 def test_a_folder_that_is_not_there_is_no_run_id(tmp_path: Path) -> None:
     """It is told as a folder, not looked up in a store."""
     with pytest.raises(UserError, match="nowhere: no such folder; a run is named by its folder or its MLflow id"):
@@ -290,7 +303,7 @@ def test_scores_are_written_for_a_paper(run: RunFolder, tmp_path: Path, capsys: 
     assert (first["cloze"], first["recovery"], "retention" in first) == ("0.5", "1.0", False)
     assert second["run"] == str(other) and float(second["cloze"]) == float(second["cloze low"]) == 0.5 * 0.123456
     table = (tmp_path / "compared" / "compare.tex").read_text(encoding="utf-8").splitlines()
-    assert table[1:3] == [r"\begin{tabular}{lrr}", r"\toprule"] and r"a\&b\_c \\" in table[3]
+    assert table[1:4] == [r"\begin{tabular}{lrr}", r"\toprule", rf" & {run.root.name} & a\&b\_c \\"]
     assert r"cloze & 50.0\% [50.0, 50.0] & 6.2\% [6.2, 6.2] \\" in table
     page = (tmp_path / "compared" / "compare.html").read_text(encoding="utf-8")
     assert page.index("<h2>Scores") < page.index("<h2>Verdicts") < page.index("<h2>Settings that differ")
