@@ -62,7 +62,7 @@ HELP = Help("python -m benchmarks.checkpoint [key=value ...]", __doc__, Checkpoi
 
 def main(arguments: list[str]) -> None:
     """Measure and publish."""
-    options = settings_alone(arguments, HELP, CheckpointConfig)
+    options = settings_alone(arguments, HELP)
     settings = options.recorded
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         start = "spawn" if torch.cuda.is_available() else "fork"

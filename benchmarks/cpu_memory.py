@@ -63,7 +63,7 @@ class Step(NamedTuple):
 
 def main(arguments: list[str]) -> None:
     """Measure and publish."""
-    options = settings_alone(arguments, HELP, CpuMemoryConfig)
+    options = settings_alone(arguments, HELP)
     steps = _side_by_side(options.recorded)
     resident = {way: [step.gib for step in of_way] for way, of_way in steps.items()}
     timings = {way: Timing(tuple(step.seconds for step in of_way[WARM_UP:])) for way, of_way in steps.items()}

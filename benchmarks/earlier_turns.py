@@ -67,7 +67,7 @@ HELP = Help("python -m benchmarks.earlier_turns [key=value ...]", __doc__, Earli
 
 def main(arguments: list[str]) -> None:
     """Measure and publish."""
-    options = settings_alone(arguments, HELP, EarlierTurnsConfig)
+    options = settings_alone(arguments, HELP)
     with tempfile.TemporaryDirectory() as folder:
         rows = Comparison(options, Path(folder)).rows()
     publish("earlier_turns", rows, options.out, options.recorded)

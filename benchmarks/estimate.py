@@ -149,7 +149,7 @@ HELP = Help("python -m benchmarks.estimate [key=value ...]", __doc__, EstimateBe
 
 def main(arguments: list[str]) -> None:
     """Estimate, measure, compare and publish."""
-    options = settings_alone(arguments, HELP, EstimateBenchConfig)
+    options = settings_alone(arguments, HELP)
     if unknown := set(options.cases) - CASES.keys():
         raise UserError(f"cases={','.join(sorted(unknown))}: there are {', '.join(CASES)}")
     rows = [row for name in options.cases for row in compare(name)]

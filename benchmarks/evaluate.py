@@ -52,7 +52,7 @@ from lingu_ray.config import (
     TeacherConfig,
     VisionConfig,
 )
-from lingu_ray.config.command_line import read_settings, split_arguments
+from lingu_ray.config.command_line import names_and_settings
 from lingu_ray.config.help_pages import Help
 from lingu_ray.demo.text import Documents, passages, read_documents, running_texts, train_tokenizer
 from lingu_ray.errors import run_command
@@ -105,8 +105,7 @@ HELP = Help("python -m benchmarks.evaluate [MODEL ...] [key=value ...]", __doc__
 
 def main(arguments: list[str]) -> None:
     """Measure and publish."""
-    names, given, _ = split_arguments(arguments, HELP)
-    options = read_settings(given, EnginesConfig)
+    names, options = names_and_settings(arguments, HELP)
     connect(RayConfig())
     with tempfile.TemporaryDirectory() as folder:
         models = list(map(model_path, names)) or make_models(Path(folder), options.layers)

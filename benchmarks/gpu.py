@@ -89,7 +89,7 @@ class Part:
 
 def main(arguments: list[str]) -> None:
     """Measure and publish; raises UserError where a part failed."""
-    options = settings_alone(arguments, HELP, GpuConfig)
+    options = settings_alone(arguments, HELP)
     if options.size == "full":
         _require_gpu()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the part that runs is ended, too

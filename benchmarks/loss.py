@@ -69,7 +69,7 @@ HELP = Help("python -m benchmarks.loss [key=value ...]", __doc__, LossConfig)
 
 def main(arguments: list[str]) -> None:
     """Measure and publish."""
-    options = settings_alone(arguments, HELP, LossConfig)
+    options = settings_alone(arguments, HELP)
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, options.dtype or ("bfloat16" if device == "cuda" else "float32"))

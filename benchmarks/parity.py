@@ -59,7 +59,7 @@ HELP = Help("python -m benchmarks.parity [key=value ...]", __doc__, ParityConfig
 
 def main(arguments: list[str]) -> None:
     """Compare and publish; raises UserError where a way is further off than allowed."""
-    options = settings_alone(arguments, HELP, ParityConfig)
+    options = settings_alone(arguments, HELP)
     connect(run_config("unused", "in_process", 0, "fp32").ray)
     task: Any = ray.remote(num_cpus=1, num_gpus=1 if torch.cuda.is_available() else 0)(_compare)
     rows, left_out = ray.get(task.remote(options.recorded))

@@ -42,7 +42,7 @@ HELP = Help("python -m benchmarks.readings [key=value ...]", __doc__, ReadingsCo
 
 def main(arguments: list[str]) -> None:
     """Count and publish."""
-    options = settings_alone(arguments, HELP, ReadingsConfig)
+    options = settings_alone(arguments, HELP)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         corpus = made_up(Path(folder), options)

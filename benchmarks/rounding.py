@@ -66,7 +66,7 @@ HELP = Help("python -m benchmarks.rounding [key=value ...]", __doc__, RoundingCo
 
 def main(arguments: list[str]) -> None:
     """Measure and publish."""
-    options = settings_alone(arguments, HELP, RoundingConfig)
+    options = settings_alone(arguments, HELP)
     with tempfile.TemporaryDirectory() as folder:
         rows = list(tqdm(_measure(options, Path(folder)), total=len(CASES) * len(PRECISIONS), unit="case"))
     publish("rounding", rows, options.out, options.recorded)

@@ -79,7 +79,7 @@ HELP = Help("python -m benchmarks.scaling [key=value ...]", __doc__, ScalingConf
 
 def main(arguments: list[str]) -> None:
     """Compute and publish."""
-    options = settings_alone(arguments, HELP, ScalingConfig)
+    options = settings_alone(arguments, HELP)
     rows = [row_of(options, gpus) for gpus in options.gpus]
     publish("scaling", rows, options.out, options.recorded, plot=plot)
 

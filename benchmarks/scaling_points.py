@@ -56,7 +56,7 @@ HELP = Help("python -m benchmarks.scaling_points [key=value ...]", __doc__, Poin
 
 def main(arguments: list[str]) -> None:
     """Run, count, compare and publish."""
-    options = settings_alone(arguments, HELP, PointsConfig)
+    options = settings_alone(arguments, HELP)
     rows = [row for nodes in options.nodes for row in rows_of(options, nodes)]
     publish("scaling_points", rows, options.out, {"nodes": options.nodes, "steps": options.steps})
 

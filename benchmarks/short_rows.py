@@ -43,7 +43,7 @@ HELP = Help("python -m benchmarks.short_rows [key=value ...]", __doc__, ShortRow
 
 def main(arguments: list[str]) -> None:
     """Measure and publish."""
-    options = settings_alone(arguments, HELP, ShortRowsConfig)
+    options = settings_alone(arguments, HELP)
     settings = options.recorded
     rows = [row for tokens in settings["tokens"] for row in _rows(tokens, settings)]
     publish("short_rows", rows, options.out, settings)

@@ -46,7 +46,7 @@ HELP = Help("python -m benchmarks.small_step [key=value ...]", __doc__, SmallSte
 
 def main(arguments: list[str]) -> None:
     """Measure and publish."""
-    options = settings_alone(arguments, HELP, SmallStepConfig)
+    options = settings_alone(arguments, HELP)
     settings = options.recorded
     rows = [row for count in settings["rows"] for row in _rows(count, settings)]
     publish("small_step", rows, options.out, settings, plot=plot)

@@ -64,7 +64,7 @@ HELP = Help("python -m benchmarks.soak [key=value ...]", __doc__, SoakConfig)
 
 def main(arguments: list[str]) -> None:
     """Soak, print, and write. Raises UserError where the weights differ, or the run ended before all faults."""
-    options = settings_alone(arguments, HELP, SoakConfig)
+    options = settings_alone(arguments, HELP)
     options.out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     _finish(words(options, "undisturbed"))

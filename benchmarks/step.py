@@ -103,7 +103,7 @@ HELP = Help("python -m benchmarks.step [key=value ...]", __doc__, StepConfig)
 
 def main(arguments: list[str]) -> None:
     """Measure and publish."""
-    options = settings_alone(arguments, HELP, StepConfig)
+    options = settings_alone(arguments, HELP)
     settings = options.recorded
     config = run_config("unused", "in_process", 0, options.precision)
     connect(config.ray)

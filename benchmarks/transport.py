@@ -57,7 +57,7 @@ HELP = Help("python -m benchmarks.transport [key=value ...]", __doc__, Transport
 
 def main(arguments: list[str]) -> None:
     """Measure, print, and write where asked."""
-    options = settings_alone(arguments, HELP, TransportConfig)
+    options = settings_alone(arguments, HELP)
     connect(RayConfig())
     receivers, left_out = start_receivers()
     rows: list[Row] = []

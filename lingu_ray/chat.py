@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, PositiveInt
 
 from lingu_ray.config import Section
-from lingu_ray.config.command_line import read_settings, split_arguments
+from lingu_ray.config.command_line import names_and_settings
 from lingu_ray.config.help_pages import Help
 from lingu_ray.config.layout import meant
 from lingu_ray.errors import UserError, run_command
@@ -72,10 +72,10 @@ def read_arguments(arguments: list[str]) -> tuple[str, list[Path], ChatConfig]:
     Raises:
         UserError: no model, or wrong settings.
     """
-    names, settings, _ = split_arguments(arguments, HELP)
+    names, config = names_and_settings(arguments, HELP)
     if not names:
         raise UserError(f"name a model: a folder, a hub id or a .gguf file\nusage: {HELP.usage}")
-    return model_path(names[0]), [absolute(name) for name in names[1:]], read_settings(settings, ChatConfig)
+    return model_path(names[0]), [absolute(name) for name in names[1:]], config
 
 
 def open_conversation(path: str, images: list[Path], config: ChatConfig) -> Conversation:

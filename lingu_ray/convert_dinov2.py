@@ -21,7 +21,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from lingu_ray.atomic import require_new_folder, whole_folder
 from lingu_ray.config.command_line import split_arguments
-from lingu_ray.config.help_pages import Help
+from lingu_ray.config.help_pages import Help, NoSettings
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import absolute, not_found
 from lingu_ray.runtime.models.weights import NOT_LOADABLE, load_whole
@@ -30,7 +30,7 @@ from lingu_ray.shell import shell_word
 if TYPE_CHECKING:
     from onnx import GraphProto
 
-HELP = Help("python -m lingu_ray.convert_dinov2 FILE OUT", __doc__)
+HELP = Help("python -m lingu_ray.convert_dinov2 FILE OUT", __doc__, NoSettings)
 
 HEAD_SIZE = 64
 _CLASS_TOKEN, _POSITIONS = "embeddings.cls_token", "embeddings.position_embeddings"

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from lingu_ray.atomic import require_new_folder, whole_folder
 from lingu_ray.config import Section
-from lingu_ray.config.command_line import read_settings, split_arguments
+from lingu_ray.config.command_line import names_and_settings
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import absolute
@@ -76,10 +76,9 @@ def convert(source: Path, out: Path, dtype: torch.dtype = torch.float32) -> None
 
 def main(arguments: list[str]) -> None:
     """Run the command; raises UserError for what the user can fix."""
-    names, settings, _ = split_arguments(arguments, HELP)
+    names, config = names_and_settings(arguments, HELP)
     if len(names) != 2:
         raise UserError(f"name a GGUF file or its folder, and the folder to write\nusage: {HELP.usage}")
-    config = read_settings(settings, ConvertConfig)
     source, out = map(absolute, names)
     convert(source, out, getattr(torch, config.dtype))
     print(f"wrote {shell_word(out)}")

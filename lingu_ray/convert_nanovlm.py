@@ -40,7 +40,7 @@ from transformers import GenerationConfig
 
 from lingu_ray.atomic import require_new_folder, whole_folder
 from lingu_ray.config import Section
-from lingu_ray.config.command_line import read_settings, split_arguments
+from lingu_ray.config.command_line import names_and_settings
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.nanovlm.checkpoint import read_checkpoint
@@ -82,10 +82,9 @@ def convert(source: str, out: Path, tokenizer: str | None = None, dtype: torch.d
 
 def main(arguments: list[str]) -> None:
     """Run the command; raises UserError for what the user can fix."""
-    names, settings, _ = split_arguments(arguments, HELP)
+    names, config = names_and_settings(arguments, HELP)
     if len(names) != 2:
         raise UserError(f"name a nanoVLM checkpoint, and the folder to write\nusage: {HELP.usage}")
-    config = read_settings(settings, ConvertConfig)
     out = absolute(names[1])
     convert(model_path(names[0]), out, config.tokenizer, getattr(torch, config.dtype))
     print(f"wrote {shell_word(out)}")

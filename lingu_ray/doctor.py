@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import read_run, split_arguments
-from lingu_ray.config.help_pages import Help
+from lingu_ray.config.help_pages import Help, NoSettings
 from lingu_ray.config.layout import print_file, text_width, wrapped
 from lingu_ray.errors import UserError, run_command
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lingu_ray.runtime.doctor.finding import Finding
 
 USAGE = "python -m lingu_ray.doctor [RECIPE | file.yaml] [key=value ...] [--address ADDRESS] [--json]"
-HELP = Help(USAGE, __doc__)
+HELP = Help(USAGE, __doc__, NoSettings)
 
 
 def main(arguments: list[str]) -> None:

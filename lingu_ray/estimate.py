@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> None:
 
 def read_arguments(arguments: list[str]) -> tuple[Config, EstimateConfig]:
     """The run, and the command's own settings. Raises `UserError` for whatever is wrong in them."""
-    config, further, settings = run_and_own(arguments, HELP, EstimateConfig)
+    config, further, settings = run_and_own(arguments, HELP)
     if further:
         raise UserError(f"one recipe or file, and {' '.join(further)} beside it\nusage: {USAGE}")
     return config, settings

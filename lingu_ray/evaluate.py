@@ -174,7 +174,7 @@ def _with_tasks(value: str, argument: str) -> Settings[EvaluateConfig]:
     return settings
 
 
-def evaluate_help() -> Help:
+def evaluate_help() -> Help[EvaluateConfig]:
     """The pages of the command's `--help`."""
     known = f"tasks known by name: {', '.join(catalog())}, lm_eval/NAME"
     return Help(USAGE, __doc__, EvaluateConfig, {"catalog": f"{known}\n{listing()}"})

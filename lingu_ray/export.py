@@ -30,7 +30,7 @@ import lingu_ray
 from lingu_ray import storage
 from lingu_ray.atomic import require_new_folder, whole_folder
 from lingu_ray.config import Config, Section
-from lingu_ray.config.command_line import load_yaml, read_settings, split_arguments
+from lingu_ray.config.command_line import load_yaml, names_and_settings
 from lingu_ray.config.help_pages import Help
 from lingu_ray.content import file_identity
 from lingu_ray.corpus.processor import kept_processor
@@ -82,8 +82,7 @@ class _Saved:
 
 def main(arguments: list[str]) -> None:
     """Run the command; raises UserError for what the user can fix."""
-    names, given, _ = split_arguments(arguments, HELP)
-    config = read_settings(given, ExportConfig)
+    names, config = names_and_settings(arguments, HELP)
     if not 1 <= len(names) <= 2:
         raise UserError(f"name a run, and at most one folder to write\nusage: {HELP.usage}")
     run, *out = map(output_folder, names)

@@ -10,10 +10,10 @@ import pydoc
 
 from lingu_ray.commands import guide_path
 from lingu_ray.config.command_line import split_arguments
-from lingu_ray.config.help_pages import Help
+from lingu_ray.config.help_pages import Help, NoSettings
 from lingu_ray.errors import UserError, run_command
 
-HELP = Help("python -m lingu_ray.guide [--path]", __doc__)
+HELP = Help("python -m lingu_ray.guide [--path]", __doc__, NoSettings)
 
 
 def main(arguments: list[str]) -> None:

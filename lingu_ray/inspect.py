@@ -58,7 +58,7 @@ HELP = Help(USAGE, __doc__, InspectConfig)
 
 def main(arguments: list[str]) -> None:
     """Run the command; raises UserError for a mistake of the user."""
-    config, names, settings = read_arguments(arguments)
+    config, names, settings = run_and_own(arguments, HELP)
 
     from lingu_ray.preview.page import write_page
     from lingu_ray.preview.terminal import show
@@ -72,15 +72,6 @@ def main(arguments: list[str]) -> None:
     if isinstance(location := origin(page), str):
         put(page, location)
     print(f"page     {shell_word(location)}")
-
-
-def read_arguments(arguments: list[str]) -> tuple[Config, list[str], InspectConfig]:
-    """The run, the sources that are named, and the command's own settings.
-
-    Raises:
-        UserError: for whatever is wrong in them.
-    """
-    return run_and_own(arguments, HELP, InspectConfig)
 
 
 def with_demo(config: Config, usage: str = USAGE) -> Config:

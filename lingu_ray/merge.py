@@ -104,7 +104,7 @@ def _rows(model: PreTrainedModel) -> int:
 
 def main(arguments: list[str]) -> None:
     """Run the command; raises UserError for what the user can fix."""
-    config = settings_alone(arguments, HELP, MergeConfig)
+    config = settings_alone(arguments, HELP)
     if not sys.stderr.isatty():
         disable_progress_bar()  # Transformers' own bars
     for folder in merge(config.teacher, config.student, config.out, list(config.weight)):

@@ -56,7 +56,7 @@ HELP = Help(USAGE, __doc__, ProbeConfig)
 
 def main(arguments: list[str]) -> None:
     """Run the command; raises UserError for a mistake of the user."""
-    config, names, settings = run_and_own(arguments, HELP, ProbeConfig)
+    config, names, settings = run_and_own(arguments, HELP)
 
     from lingu_ray.preview.knowledge_lines import lines
 

@@ -17,12 +17,12 @@ from collections.abc import Callable
 
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import split_arguments
-from lingu_ray.config.help_pages import Help
+from lingu_ray.config.help_pages import Help, NoSettings
 from lingu_ray.config.json_schema import Schema, schema_of
 from lingu_ray.config.layout import meant, print_file
 from lingu_ray.errors import UserError, run_command
 
-HELP = Help("python -m lingu_ray.schema [train | evaluate | sweep]", __doc__)
+HELP = Help("python -m lingu_ray.schema [train | evaluate | sweep]", __doc__, NoSettings)
 
 
 def main(arguments: list[str]) -> None:

@@ -27,7 +27,7 @@ from rich.table import Table
 from lingu_ray.atomic import require_writable, write_text
 from lingu_ray.config import Section
 from lingu_ray.config.base import BESIDE_RUNS
-from lingu_ray.config.command_line import read_settings, split_arguments
+from lingu_ray.config.command_line import names_and_settings
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import LocalPath, TrackingUri, location
@@ -61,8 +61,7 @@ HELP = Help(USAGE, __doc__, CompareConfig)
 
 def main(arguments: list[str]) -> None:
     """Read the runs, print the tables, write the page."""
-    names, given, _ = split_arguments(arguments, HELP)
-    options = read_settings(given, CompareConfig)
+    names, options = names_and_settings(arguments, HELP)
     in_full = told_apart(read_runs(names, options))
     runs = in_short(in_full)
     require_writable(options.out / PAGE, "out")

@@ -155,7 +155,7 @@ def _is_of_space(key: str) -> bool:
     return key.partition(".")[0] in Space.model_fields or is_own(key, Space)
 
 
-def sweep_help() -> Help:
+def sweep_help() -> Help[Space]:
     """The pages of the command's `--help`."""
     spaces = "\n".join(table(shipped(), text_width()))
     other = "A setting that is not one of these goes to the base: see python -m lingu_ray.train --help"

@@ -30,7 +30,7 @@ from benchmarks.result.pictures import Picture, group_near, read_picture
 from benchmarks.result.text_sets import Row, read_texts
 from lingu_ray.atomic import require_new_folder, whole_folder, write_text
 from lingu_ray.config import Section
-from lingu_ray.config.command_line import read_settings, split_arguments
+from lingu_ray.config.command_line import names_and_settings
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import LocalPath, absolute
@@ -55,8 +55,7 @@ HELP = Help("python -m benchmarks.result.data DATA OUT [key=value ...]", __doc__
 
 def main(arguments: list[str]) -> None:
     """Prepare the data, and print how much there is."""
-    names, settings, _ = split_arguments(arguments, HELP)
-    options = read_settings(settings, DataConfig)
+    names, options = names_and_settings(arguments, HELP)
     if len(names) != 2:
         raise UserError(f"name the folder of the data and a new one\nusage: {HELP.usage}")
     data, out = map(absolute, names)

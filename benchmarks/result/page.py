@@ -62,7 +62,7 @@ HELP = Help("python -m benchmarks.result.page [key=value ...]", __doc__, PageCon
 
 def main(arguments: list[str]) -> None:
     """Write the page, and print where it is."""
-    options = settings_alone(arguments, HELP, PageConfig)
+    options = settings_alone(arguments, HELP)
     size = SIZES[options.size]
     measured = read_measured(options.folder, size)
     if not measured:

@@ -51,7 +51,7 @@ from benchmarks.result.table import (
     minutes,
 )
 from lingu_ray.config import Section
-from lingu_ray.config.command_line import read_settings, split_arguments
+from lingu_ray.config.command_line import names_and_settings
 from lingu_ray.config.help_pages import Help
 from lingu_ray.config.layout import table, text_width
 from lingu_ray.errors import Interrupted, UserError, run_command
@@ -69,7 +69,7 @@ class RunConfig(Section):
     minutes: float | None = Field(None, gt=0, description="run: save and stop after so long; null: when all is done")
 
 
-def rows_help() -> Help:
+def rows_help() -> Help[RunConfig]:
     """The pages of the command's `--help`."""
     rows = {one.name: f"{one.group}: {one.about}" for one in ROWS}
     chapters = "\n".join(["groups:", *table(GROUPS, text_width()), "", "rows:", *table(rows, text_width())])
@@ -78,9 +78,7 @@ def rows_help() -> Help:
 
 def main(arguments: list[str]) -> None:
     """List or run the named rows."""
-    help = rows_help()
-    names, settings, _ = split_arguments(arguments, help)
-    options = read_settings(settings, RunConfig)
+    names, options = names_and_settings(arguments, rows_help())
     action, *wanted = names or ["list"]
     size = SIZES[options.size]
     if action == "list":
@@ -90,7 +88,7 @@ def main(arguments: list[str]) -> None:
         run(todo, Clock(options.minutes))
         print(f"done     {', '.join(job.name for job in todo)}")
     else:
-        raise UserError(f"list or run, found {action!r}\nusage: {help.usage}")
+        raise UserError(f"list or run, found {action!r}\nusage: {USAGE}")
 
 
 def chosen(names: list[str], size: Size = CORES) -> list[Job]:

@@ -24,7 +24,7 @@ from benchmarks.result.seeds import Measured, Seeds, map_cells, nats, over_train
 from benchmarks.result.table import RECIPES, SIZES, Comparison, SizeName, comparisons
 from lingu_ray.atomic import write_json
 from lingu_ray.config import Section
-from lingu_ray.config.command_line import read_run, read_settings, split_arguments
+from lingu_ray.config.command_line import names_and_settings, read_run
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.results import Estimate
@@ -49,8 +49,8 @@ HELP = Help("python -m benchmarks.result.sight [COMPARISON ...] [key=value ...]"
 
 def main(arguments: list[str]) -> None:
     """Ask the models that were not asked yet, and print how much pictures tell them."""
-    names, settings, _ = split_arguments(arguments, HELP)
-    size = SIZES[read_settings(settings, SightConfig).size]
+    names, options = names_and_settings(arguments, HELP)
+    size = SIZES[options.size]
     there = {one.name: one for one in comparisons(size) if len(compared(one)) > 1}
     for name in names:
         if name not in there:

@@ -60,7 +60,7 @@ def load_config(argv: list[str]) -> Config:
     return config
 
 
-def train_help() -> Help:
+def train_help() -> Help[Config]:
     """The pages of training's `--help`."""
     width = text_width()
     schedules = ["values that move over the run (temperature, weights)"]
@@ -111,15 +111,21 @@ def _meant(option: str, help: Help, known: Collection[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def settings_alone(arguments: list[str], help: Help, schema: type[T]) -> T:
+def names_and_settings(arguments: list[str], help: Help[T]) -> tuple[list[str], T]:
+    """Names and settings of a command; raises `UserError` for whatever is wrong in the settings."""
+    names, given, _ = split_arguments(arguments, help)
+    return names, read_settings(given, help.schema)
+
+
+def settings_alone(arguments: list[str], help: Help[T]) -> T:
     """The settings of a command that takes nothing but settings; raises `UserError` for whatever is wrong."""
-    names, settings, _ = split_arguments(arguments, help)
+    names, settings = names_and_settings(arguments, help)
     if names:
         raise UserError(f"{names[0]!r} is not a setting: the command takes key=value alone\nusage: {help.usage}")
-    return read_settings(settings, schema)
+    return settings
 
 
-def run_and_own(arguments: list[str], help: Help, own: type[T]) -> tuple[Config, list[str], T]:
+def run_and_own(arguments: list[str], help: Help[T]) -> tuple[Config, list[str], T]:
     """A run as training takes it, further names, and the command's own settings.
 
     A misspelled key counts as the command's own where it is nearer to one of those than to one of the run's.
@@ -129,9 +135,9 @@ def run_and_own(arguments: list[str], help: Help, own: type[T]) -> tuple[Config,
     """
     names, given, _ = split_arguments(arguments, help)
     recipe, *further = names or ["demo"]
-    mine = [argument for argument in given if is_own(argument.partition("=")[0], own)]
+    mine = [argument for argument in given if is_own(argument.partition("=")[0], help.schema)]
     run = read_run(recipe, [argument for argument in given if argument not in mine])
-    return run, further, read_settings(mine, own)
+    return run, further, read_settings(mine, help.schema)
 
 
 def is_own(key: str, own: type[BaseModel]) -> bool:

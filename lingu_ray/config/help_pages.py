@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Generic, NoReturn
 
 from pydantic import BaseModel
 
 from lingu_ray.commands import as_called
 from lingu_ray.config.help import section_lines, sections, setting_lines, settings_in, summary
 from lingu_ray.config.layout import table, text_width
+from lingu_ray.config.settings import T
 from lingu_ray.errors import UserError
 
 
@@ -20,7 +21,7 @@ class NoSettings(BaseModel):
 
 
 @dataclass(frozen=True)
-class Help:
+class Help(Generic[T]):
     """What a command says about itself.
 
     `usage` is one line, `about` says what the command does, `schema` has its settings; `chapters` are further pages by
@@ -29,7 +30,7 @@ class Help:
 
     usage: str
     about: str
-    schema: type[BaseModel] = NoSettings
+    schema: type[T]
     chapters: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -41,7 +41,7 @@ def test_the_weights_are_equal_whatever_strikes(warm_workers, data, tmp_path, mo
         "seed=2",
         f"out={tmp_path / 'soak'}",
     ]
-    options = soak.settings_alone(arguments, soak.HELP, soak.SoakConfig)
+    options = soak.settings_alone(arguments, soak.HELP)
     planned = soak.plan(options, 40)
     assert planned == soak.plan(options, 40) and len({fault for _, fault in planned}) == 3
     for _ in range(2):

@@ -18,9 +18,9 @@ from lingu_ray.config.command_line import load_config, run_and_own
 from lingu_ray.config.strict_yaml import load
 from lingu_ray.estimate import read_arguments as read_estimate
 from lingu_ray.evaluate import read_arguments
+from lingu_ray.inspect import HELP as INSPECT
 from lingu_ray.inspect import named_sources
-from lingu_ray.inspect import read_arguments as read_inspect
-from lingu_ray.probe import HELP, ProbeConfig
+from lingu_ray.probe import HELP as PROBE
 from tuning.check import check
 from tuning.space import Space, configure
 from tuning.sweep import load as load_sweep
@@ -74,11 +74,8 @@ def parse(module: str, words: list[str], my_yaml: str, monkeypatch: pytest.Monke
         monkeypatch.chdir(Path(my_yaml).parent)
         Path("tasks.yaml").write_text("tasks: [arc_easy]", encoding="utf-8")
         assert read_arguments(arguments)[1].tasks
-    elif module == "lingu_ray.inspect":
-        config, names, _ = read_inspect(arguments)
-        assert named_sources(config, names)
-    elif module == "lingu_ray.probe":
-        config, names, _ = run_and_own(arguments, HELP, ProbeConfig)
+    elif module in ("lingu_ray.inspect", "lingu_ray.probe"):
+        config, names, _ = run_and_own(arguments, INSPECT if module == "lingu_ray.inspect" else PROBE)
         assert named_sources(config, names)
     elif module == "lingu_ray.chat":
         assert read_chat(arguments)[0]

@@ -12,8 +12,9 @@ import yaml
 from previewdata import preview_settings
 from rich.console import Console
 
+from lingu_ray.config.command_line import run_and_own
 from lingu_ray.errors import UserError
-from lingu_ray.inspect import InspectConfig, main, named_sources, read_arguments, read_sources
+from lingu_ray.inspect import HELP, InspectConfig, main, named_sources, read_sources
 from lingu_ray.preview.terminal import BORDER, render
 
 
@@ -100,7 +101,7 @@ def test_the_page_stands_alone(my_yaml: str, tmp_path: Path) -> None:
 
 def test_colors_only_where_they_are_wanted(my_yaml: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal gets pictures, and colors in two shades without marks between tokens; with NO_COLOR the marks."""
-    config, names, settings = read_arguments([my_yaml, "chat", "rows=1"])
+    config, names, settings = run_and_own([my_yaml, "chat", "rows=1"], HELP)
     previews = read_sources(config, named_sources(config, names), settings)
 
     def shown(width: int) -> str:
@@ -159,6 +160,6 @@ def test_the_demo_is_made_by_training(tmp_path: Path) -> None:
 
 def test_settings_are_of_the_command_or_of_the_run(my_yaml: str) -> None:
     """Those of the command are told from the run's by their names."""
-    config, names, settings = read_arguments([my_yaml, "chat", "rows=1", "corpus.max_length=64", "row=17"])
+    config, names, settings = run_and_own([my_yaml, "chat", "rows=1", "corpus.max_length=64", "row=17"], HELP)
     assert (config.corpus.max_length, names) == (64, ["chat"])
     assert settings == InspectConfig(rows=1, row="17")
