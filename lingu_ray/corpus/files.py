@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from lingu_ray import storage
-from lingu_ray.atomic import read_json
+from lingu_ray.atomic import parse_object
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.arrow import open_arrow
 from lingu_ray.corpus.card import configurations
@@ -50,21 +50,22 @@ def find_files(source: SourceConfig, is_known: Callable[[str], bool]) -> list[st
     Raises:
         UserError: there are no files, or some that are neither of a known kind nor known to be no data.
     """
-    if storage.is_remote(source.path):
-        return files_in_bucket(source, is_known)
-    path = Path(source.path)
-    if not path.is_absolute():
-        found = {Path(p) for p in hub_files(source)}
+    path, is_remote = Path(source.path), storage.is_remote(source.path)
+    if is_remote:
+        found = _in_bucket(source, is_known)
+    elif not path.is_absolute():
+        found = set(map(os.path.abspath, hub_files(source)))
     elif path.is_dir():
         found = _in_folder(source, path, is_known)
     elif os.path.lexists(path):  # `splits` reports a broken link
-        found = {path}
+        found = {str(path)}
     else:
         found = _matched(source, path, is_known)
     if not found:
-        what = not_found(path) if not path.exists() and not glob.has_magic(source.path) else f"no data at {source.path}"
+        missing = not (is_remote or path.exists() or glob.has_magic(source.path))
+        what = not_found(path) if missing else f"no data at {source.path}"
         raise UserError(f"source {source.name}: {what}; {_cure(source.path)}")
-    return sorted(str(p.absolute()) for p in found)
+    return sorted(found)
 
 
 def has_splits(source: SourceConfig, is_known: Callable[[str], bool]) -> bool:
@@ -131,56 +132,53 @@ def _arrow_rows(path: str) -> int:
         return sum(batch.num_rows for batch in batches)
 
 
-def _in_folder(source: SourceConfig, folder: Path, is_known: Callable[[str], bool]) -> set[Path]:
-    if saved := _saved_dataset(source, folder):
+def _in_folder(source: SourceConfig, folder: Path, is_known: Callable[[str], bool]) -> set[str]:
+    if saved := _saved_dataset(source, str(folder)):
         return {saved}
     names = (path.relative_to(folder) for path in _walk(source, folder))
-    found = of_split(source, sort_out(source, names, is_known, str(folder)), str(folder))
-    _warn_of_kinds(source, found)
-    _warn_of_shards(source, found, str(folder))
-    _warn_of_configurations(source, str(folder))
-    return {folder / name for name in found}
+    return _of_split(source, names, is_known, str(folder))
 
 
-def _matched(source: SourceConfig, pattern: Path, is_known: Callable[[str], bool]) -> set[Path]:
+def _matched(source: SourceConfig, pattern: Path, is_known: Callable[[str], bool]) -> set[str]:
     """The files that a pattern matches, and those in the folders that it matches, which `**` walks through itself."""
     top = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
     matches = [Path(p) for p in glob.glob(str(pattern), recursive=True)]
     names = (p.relative_to(top) for p in matches if not p.is_dir())
-    found = {top / name for name in sort_out(source, names, is_known, str(top))}
+    found = {str(top / name) for name in sort_out(source, names, is_known, str(top))}
     _warn_of_kinds(source, found)
     for folder in (p for p in matches if p.is_dir() and "**" not in pattern.parts):
         found |= _in_folder(source, folder, is_known)
-    _warn_of_splits(source, (path.relative_to(top) for path in found))
+    _warn_of_splits(source, (Path(path).relative_to(top) for path in found))
     return found
 
 
-def files_in_bucket(source: SourceConfig, is_known: Callable[[str], bool]) -> list[str]:
-    """`find_files` for a location: an object, all objects below it, or those that its pattern matches."""
+def _in_bucket(source: SourceConfig, is_known: Callable[[str], bool]) -> set[str]:
+    """An object, all objects below a location, or those that a pattern matches."""
     top, pattern = split_pattern(source.path)
-    names = [entry.name for entry in storage.entries(top)]
-    if pattern:
-        names = [name for name in names if matches(pattern, name.split("/"), below="**" not in pattern)]
-    elif "dataset_dict.json" in names:
-        top = storage.join(top, source.split)
-        if not storage.is_file(storage.join(top, "state.json")):
-            raise UserError(f"source {source.name}: {source.path} has no split {source.split!r}; set `split`")
-        return [top]
-    if not pattern and "state.json" in names:
-        return [top]
+    if not pattern and (saved := _saved_dataset(source, top)):
+        return {saved}
+    there = (entry.name for entry in storage.entries(top))
+    below = "**" not in pattern
+    names = [Path(name) for name in there if not pattern or matches(pattern, name.split("/"), below)]
     if not names and storage.is_file(source.path):
-        return [source.path]
-    found = sort_out(source, map(Path, names), is_known, top)
-    if not found:
-        raise UserError(f"source {source.name}: no data at {source.path}; {_cure(source.path)}")
-    if pattern:
-        _warn_of_splits(source, found)
-    else:
-        found = of_split(source, found, top)
-        _warn_of_shards(source, found, top)
-        _warn_of_configurations(source, top)
+        return {source.path}
+    if not pattern:
+        return _of_split(source, names, is_known, top)
+    found = sort_out(source, names, is_known, top)
     _warn_of_kinds(source, found)
-    return sorted(storage.join(top, str(name)) for name in found)
+    _warn_of_splits(source, found)
+    return {storage.join(top, str(name)) for name in found}
+
+
+def _of_split(source: SourceConfig, names: Iterable[Path], is_known: Callable[[str], bool], top: str) -> set[str]:
+    """The files of a folder, or below a location, that are read: those of the source's split."""
+    if not (found := sort_out(source, names, is_known, top)):
+        return set()
+    found = of_split(source, found, top)
+    _warn_of_kinds(source, found)
+    _warn_of_shards(source, found, top)
+    _warn_of_configurations(source, top)
+    return {storage.below(top, str(name)) for name in found}
 
 
 def _cure(path: str) -> str:
@@ -189,16 +187,16 @@ def _cure(path: str) -> str:
     return f"correct its `path`{braces}"
 
 
-def _saved_dataset(source: SourceConfig, path: Path) -> Path | None:
+def _saved_dataset(source: SourceConfig, path: str) -> str | None:
     """The folder of the source's split, if `path` was written by `datasets.save_to_disk`; else None."""
-    if (path / "dataset_dict.json").is_file():
-        path = path / source.split
-        if not path.is_dir():
-            splits = read_json(path.parent / "dataset_dict.json", "splits", cure="save the dataset again")["splits"]
-            raise UserError(
-                f"source {source.name}: {path.parent} has no split {source.split!r}, only {splits}; set `split`"
-            )
-    return path if (path / "state.json").is_file() else None
+    if not storage.is_file(splits_file := storage.below(path, "dataset_dict.json")):
+        return path if storage.is_file(storage.below(path, "state.json")) else None
+    split = storage.below(path, source.split)
+    if not storage.is_file(storage.below(split, "state.json")):
+        with storage.open_file(splits_file) as file:
+            splits = parse_object(file.read(), splits_file, "splits", cure="save the dataset again")["splits"]
+        raise UserError(f"source {source.name}: {path} has no split {source.split!r}, only {splits}; set `split`")
+    return split
 
 
 def _walk(source: SourceConfig, top: Path) -> Iterator[Path]:
@@ -262,7 +260,7 @@ def _check_place(source: SourceConfig, path: Path, top: str) -> None:
         )
 
 
-def _warn_of_kinds(source: SourceConfig, paths: Iterable[Path]) -> None:
+def _warn_of_kinds(source: SourceConfig, paths: Iterable[Path | str]) -> None:
     if source.format != "image_folder":
         _warn_of_several(source, "kinds", Counter(full_suffix(path) for path in paths), "folder/*{}")
 

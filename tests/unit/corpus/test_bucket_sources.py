@@ -151,7 +151,7 @@ def test_what_is_not_there_or_damaged_is_told(bucket: str, folder: Path):
             check_source(settings, split_source(settings))
             list(split_source(settings.model_copy(update={"limit": 1000})))
         assert bucket in str(told.value)
-    with pytest.raises(UserError, match="has no split 'dev'"):
+    with pytest.raises(UserError, match=r"has no split 'dev', only \['train', 'test'\]; set `split`"):
         split_source(source(f"{bucket}/splits", split="dev"))
 
 

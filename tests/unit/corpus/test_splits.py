@@ -926,6 +926,12 @@ def test_paths_that_do_not_work_say_why(tmp_path, monkeypatch, path, message):
         split_source(source(path))
 
 
+def test_a_folder_without_data_is_told_whatever_the_split(tmp_path):
+    """It has no files of another split either, which the message would list."""
+    with pytest.raises(UserError, match=f"source s: no data at {tmp_path}; correct its `path`"):
+        split_source(source(tmp_path, split="test"))
+
+
 @pytest.mark.parametrize(("name", "split"), [("dataset_dict.json", "train"), ("test/state.json", "test")])
 @pytest.mark.parametrize("content", ["", "[]", "{}"])
 def test_a_saved_dataset_whose_records_are_damaged_is_named(tmp_path, name, split, content):
