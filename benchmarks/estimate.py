@@ -51,7 +51,7 @@ from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.runtime.cluster.cores import cores
+from lingu_ray.runtime.cluster.linux import cores
 from lingu_ray.runtime.training.optimizer import make_optimizer
 from lingu_ray.runtime.training.prepare import prepare
 from lingu_ray.runtime.training.step import MicroBatches, model_inputs

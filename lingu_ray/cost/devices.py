@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.cluster.cores import cores
-from lingu_ray.runtime.cluster.host_memory import host_memory
+from lingu_ray.runtime.cluster.linux import cores, host_memory
 
 GIB = 2**30
 _TIME_S = 0.5

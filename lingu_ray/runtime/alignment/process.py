@@ -32,7 +32,7 @@ from lingu_ray.distill.transfer import send
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.alignment.steps import Judged, Part, Step, make_steps
 from lingu_ray.runtime.cluster.connect import encoding_threads
-from lingu_ray.runtime.cluster.host_memory import host_memory
+from lingu_ray.runtime.cluster.linux import host_memory
 from lingu_ray.runtime.models.load import initial_student, load_student
 from lingu_ray.runtime.training.distributed import clip_gradients, zero_gradients
 from lingu_ray.runtime.training.optimizer import set_learning_rates, trained_parameters

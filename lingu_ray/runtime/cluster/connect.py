@@ -37,7 +37,7 @@ from ray._private.services import canonicalize_bootstrap_address
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
 from lingu_ray.interrupt import exit_on_interrupt
-from lingu_ray.runtime.cluster.cores import cores
+from lingu_ray.runtime.cluster.linux import cores
 from lingu_ray.runtime.run_folder.job_stop import job_variables
 
 log = logging.getLogger(__name__)

@@ -1,9 +1,13 @@
-"""What Linux says of a machine in files of its own, and where it says what a process may use of it."""
+"""What Linux says of a machine in files of its own: the cores and the memory that this process may use of it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+
+_ROOT = Path("/")
 
 
 def told(path: Path) -> str:
@@ -14,12 +18,51 @@ def told(path: Path) -> str:
         return ""
 
 
-def group_folders(controller: str, root: Path) -> Iterator[Path]:
+def cores(root: Path = _ROOT) -> int:
+    """Physical cores that this process may compute on, at least 1: of its affinity, within its control group's limit.
+
+    Two hyperthreads of a core share its arithmetic units, and threads beyond a container's quota are held back.
+    `root`: of the file system in which Linux describes the machine.
+    """
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    physical = {_siblings(root, cpu) for cpu in usable}
+    return max(1, min([len(physical), *(int(quota) for quota in _core_limits(root))]))
+
+
+def _siblings(root: Path, cpu: int) -> str:
+    """The hyperthreads of the core that a CPU is one of; the CPU alone where that is not told."""
+    path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+    return told(path) or str(cpu)
+
+
+def _core_limits(root: Path) -> Iterator[float]:
+    """Limits in cores of the control group and of those above it."""
+    for folder in _group_folders("cpu", root):
+        version_1 = " ".join(told(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        for limit in (told(folder / "cpu.max"), version_1):
+            with suppress(ValueError):  # none is set, or there is no such file
+                quota, period = map(int, limit.split())
+                if quota > 0:
+                    yield quota / period
+
+
+def host_memory(root: Path = _ROOT) -> int:
+    """Bytes that the processes of this machine may use: what it has, within the control group's limit."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_memory_limits(root)])
+
+
+def _memory_limits(root: Path) -> Iterator[int]:
+    """Limits in bytes of the control group and of those above it."""
+    for folder in _group_folders("memory", root):
+        for file in ("memory.max", "memory.limit_in_bytes"):
+            with suppress(ValueError):  # there is no such file, or no limit: max
+                yield int(told(folder / file))
+
+
+def _group_folders(controller: str, root: Path) -> Iterator[Path]:
     """Folders with the limits of this process's control groups and those above them, innermost first.
 
-    Of version 2, then of a `controller` of version 1.
-
-    `root`: of the file system in which Linux describes the machine. A folder may lack the file of a limit: none is set.
+    Of version 2, then of a `controller` of version 1. A folder may lack the file of a limit: none is set.
     """
     own, groups = _own_groups(root), root / "sys/fs/cgroup"
     for name, top in (("", groups), (controller, groups / controller)):

@@ -19,8 +19,7 @@ import ray
 
 import lingu_ray
 from lingu_ray.atomic import read_json, write_json
-from lingu_ray.runtime.cluster.host_memory import host_memory
-from lingu_ray.runtime.cluster.linux import told
+from lingu_ray.runtime.cluster.linux import host_memory, told
 from lingu_ray.runtime.doctor.gpu import gpus
 from lingu_ray.runtime.run_folder.folder import RunFolder
 

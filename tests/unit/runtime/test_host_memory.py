@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lingu_ray.atomic import write_text
-from lingu_ray.runtime.cluster.host_memory import host_memory
+from lingu_ray.runtime.cluster.linux import host_memory
 
 OWN, ABOVE = 2**30, 2**29
 V1 = "sys/fs/cgroup/memory"

@@ -13,7 +13,7 @@ from tinyrun import config
 from lingu_ray.atomic import write_json, write_text
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.cluster.cores import cores
+from lingu_ray.runtime.cluster.linux import cores
 from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.resume import check_settings
 from lingu_ray.runtime.run_folder.folder import RunFolder
