@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # A report blocks for one poll of the controller; printed lines would appear twice.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 
 _ANSWER_WITHIN_S = 10.0
 _STARTS_SLOWLY = "node timed out during startup"
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
 
 
 def connect(settings: RayConfig) -> None:
@@ -53,38 +55,45 @@ def connect(settings: RayConfig) -> None:
     address, setting = settings.address, "ray.address"
     if address is None:
         address, setting = os.environ.get("RAY_ADDRESS") or None, "RAY_ADDRESS"
-    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
     for name in ("ray._private.authentication", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)  # a notice about tokens, hints for Ray's own programmers
-    log.info("starting Ray on this machine" if address is None else f"joining the Ray cluster at {address}")
     if address is None:
+        log.info("starting Ray on this machine")
+        _start()
+    else:
+        log.info("joining the Ray cluster at %s", address)
+        _join(address, setting)
+
+
+def _start() -> None:
+    try:
         with exit_on_interrupt(), _in_groups_of_their_own():
-            try:
-                # Without `local` Ray joins what the last `ray start` on this machine left word of, be it gone
-                ray.init("local", include_dashboard=False, runtime_env={"env_vars": worker_environment()}, **quiet)
-            except OSError as error:
-                if (token := Path.home() / ".ray").is_relative_to(error.filename or token / "none"):
-                    raise UserError(
-                        f"Ray cannot keep its token in {token}: {error.strerror}. Set HOME to a folder that can be "
-                        "written"
-                    ) from error
-                raise UserError(
-                    f"Ray cannot start on this machine: {error}. Set RAY_TMPDIR to a folder for its sockets and logs "
-                    "that can be written and has a short path, such as RAY_TMPDIR=/tmp"
-                ) from error
-            except Exception as error:  # which has no type of its own
-                if _STARTS_SLOWLY not in str(error):
-                    raise
-                logs = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray/session_latest/logs")
-                raise UserError(
-                    "Ray does not start on this machine in the time that it gives itself. Run the same command again "
-                    f"when the machine is less busy; where it was idle, {logs} says why"
-                ) from error
-        return
+            # Without `local` Ray joins what the last `ray start` on this machine left word of, be it gone
+            ray.init("local", include_dashboard=False, runtime_env={"env_vars": worker_environment()}, **_QUIET)
+    except OSError as error:
+        if (token := Path.home() / ".ray").is_relative_to(error.filename or token / "none"):
+            raise UserError(
+                f"Ray cannot keep its token in {token}: {error.strerror}. Set HOME to a folder that can be written"
+            ) from error
+        raise UserError(
+            f"Ray cannot start on this machine: {error}. Set RAY_TMPDIR to a folder for its sockets and logs that can "
+            "be written and has a short path, such as RAY_TMPDIR=/tmp"
+        ) from error
+    except Exception as error:  # which has no type of its own
+        if _STARTS_SLOWLY not in str(error):
+            raise
+        logs = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray/session_latest/logs")
+        raise UserError(
+            "Ray does not start on this machine in the time that it gives itself. Run the same command again when the "
+            f"machine is less busy; where it was idle, {logs} says why"
+        ) from error
+
+
+def _join(address: str, setting: str) -> None:
     try:
         _require_answer(address, setting)
         with exit_on_interrupt():
-            ray.init(address=address, runtime_env={"env_vars": worker_environment(RAY_ADDRESS=address)}, **quiet)
+            ray.init(address=address, runtime_env={"env_vars": worker_environment(RAY_ADDRESS=address)}, **_QUIET)
     except ConnectionError as error:
         raise UserError(f"{setting}={address}: no Ray cluster answers there. {error}") from error
 
