@@ -24,8 +24,8 @@ from lingu_ray.storage import origin
 if TYPE_CHECKING:
     from lingu_ray.evaluation.results import Recovery
     from lingu_ray.evaluation.tasks.task import Task
+    from lingu_ray.runtime.run import Run
     from lingu_ray.runtime.run_folder.lease import Lease
-    from lingu_ray.runtime.trainer import Run
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from lingu_ray.evaluation.engines.engine import ScoreRequest
 from lingu_ray.evaluation.replicas import Chunk, Hardware, Replicas
 from lingu_ray.runtime.cluster.capacity import worker_resources
 from lingu_ray.runtime.cluster.gpus import check_gpus
-from lingu_ray.runtime.trainer import _starting
+from lingu_ray.runtime.run import _starting
 
 SETTINGS = EvaluationConfig(engine="transformers")
 

@@ -23,12 +23,12 @@ from lingu_ray.evaluation.results import Recovery
 from lingu_ray.evaluation.roles import DISTILLED
 from lingu_ray.evaluation.run import evaluate
 from lingu_ray.paths import starting_from
+from lingu_ray.runtime.run import Run
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.run_folder.records import Record, read_records
 from lingu_ray.runtime.tracking.progress import quiet_libraries
 from lingu_ray.runtime.tracking.store_uri import same_store
-from lingu_ray.runtime.trainer import Run
 from lingu_ray.storage import CACHE, origin, remove
 from lingu_ray.train import show
 from tuning.baseline import lend_items, reference_roles

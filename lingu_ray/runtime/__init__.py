@@ -1,8 +1,9 @@
 """The runtime: Ray Train workers, co-located teacher actors, checkpoints, tracking and progress.
 
-trainer      the driver's side of a run         controls   runs beside it, without the teacher
-resume       what may continue a run            rehearsal  a run's end, tried before its start
-failures     workers that fail, as people read it
+run          one run on the driver's side       trainer    runs trained, one or several side by side
+controls     runs beside it, without teacher    ray_train  what Ray Train is started with
+resume       what may continue a run            rehearsal  what could fail late, tried before the start
+preparation  folders, tasks, initial model      failures   workers that fail, as people read it
 
 training     the loop of the workers, a step    teacher      in an actor or here, and KV's way to it
 checkpoints  what a run resumes from            models       loaded, checked, exported

@@ -20,9 +20,10 @@ from tinyrun import config
 from lingu_ray.errors import Interrupted, UserError, full_disk
 from lingu_ray.runtime.cluster.memory import FOR_TRAINING, explained
 from lingu_ray.runtime.failures import NAME, OnFailure, Restarts
+from lingu_ray.runtime.run import Run, _readable
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
-from lingu_ray.runtime.trainer import Run, _fit, _readable
+from lingu_ray.runtime.trainer import _fit
 
 DIED = WorkerHealthCheckFailedError("…", ActorDiedError())  # as the controller has them
 TAKEN_AWAY = WorkerHealthCheckFailedError("…", RayActorError(preempted=True))

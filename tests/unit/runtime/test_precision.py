@@ -16,10 +16,11 @@ from lingu_ray.errors import UserError
 from lingu_ray.runtime.cluster.linux import cores
 from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.resume import check_settings
+from lingu_ray.runtime.run import Run
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.tracking.environment import PRECISION, read_environment, record_environment
-from lingu_ray.runtime.trainer import Run, share_precision
+from lingu_ray.runtime.trainer import share_precision
 from lingu_ray.runtime.training.precision import as_started, by_speed, settled, times_as_fast, use_tensor_cores
 
 AUTO = {"precision": "auto"}

@@ -12,7 +12,7 @@ from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollSt
 
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
-from lingu_ray.runtime import ray_train, trainer
+from lingu_ray.runtime import ray_train, run
 from lingu_ray.runtime.cluster.preemption import preempted
 
 
@@ -39,5 +39,5 @@ def test_a_step_that_is_too_long_is_ended_before_the_node():
 
 def test_too_many_preemptions_are_said():
     """The user is told which limit it was, and how to resume."""
-    error = trainer._readable(PreemptionError(PreemptionInfo(None, {"node": [0]})))
+    error = run._readable(PreemptionError(PreemptionInfo(None, {"node": [0]})))
     assert isinstance(error, UserError) and "than ray.max_preemptions allows: run the same command" in str(error)

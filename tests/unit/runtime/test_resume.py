@@ -18,10 +18,10 @@ from lingu_ray.corpus.plan import plan_corpus
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.runtime import resume
 from lingu_ray.runtime.preparation import check_output
+from lingu_ray.runtime.run import Run
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.tracking.environment import read_environment
-from lingu_ray.runtime.trainer import Run
 
 LEASE = Lease(Path("driver.json"), "this test")
 

@@ -18,10 +18,10 @@ from tinyrun import config
 from lingu_ray.atomic import read_json, write_json
 from lingu_ray.config.command_line import load_yaml, to_yaml
 from lingu_ray.errors import Interrupted, UserError
+from lingu_ray.runtime.run import Run
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease, lease_on
 from lingu_ray.runtime.tracking.store_uri import environment, tracking_uri
-from lingu_ray.runtime.trainer import Run
 from tuning.outcome import Outcome, read_outcome
 from tuning.population import PopulationTrial
 from tuning.search import scheduler
