@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 import string
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.beside import check_caption, check_question
 from lingu_ray.corpus.contents import IMAGE_KEYS, as_images, check_no_picture, read_images
+from lingu_ray.corpus.fill import fill
 from lingu_ray.corpus.record import (
     TAKE_ONE_OUT,
     BadRecord,
@@ -37,6 +37,7 @@ from lingu_ray.corpus.record_keys import check_record
 from lingu_ray.corpus.row import PLACEHOLDER, Messages
 from lingu_ray.corpus.suffixes import ALL_PICTURES, IMAGE_SUFFIXES, MEDIA, last_suffix
 from lingu_ray.corpus.turns import conversation, place_images, question_and_answer, read_turns
+from lingu_ray.corpus.words import word_spans
 from lingu_ray.literals import from_json, parsed
 
 WHAT_IS_IT = "What is in the picture?"
@@ -143,29 +144,18 @@ def instruction(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     yield conversation(record, question_and_answer(question, answer))
 
 
-_HAN_AND_KANA = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
-_UNSPACED = f"\u0e00-\u109f\u1780-\u17ff{_HAN_AND_KANA}"  # Thai, Lao, Tibetan, Burmese, Khmer, and these
-_MARKS = "\u0e33\u0eb3" + "".join(
-    mark for mark in map(chr, range(0x0E00, 0x1800)) if unicodedata.category(mark)[0] == "M"
-)
-_STACKING = "\u1039\u17d2"  # marks below which the next letter stands
-_WORD = re.compile(rf"[{_UNSPACED}](?:[{_MARKS}]|(?<=[{_STACKING}])[{_UNSPACED}])*|[^\s{_UNSPACED}]+")
-
-
 def text(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """`text`, cut into passages: `prompt_words` words as the prompt, then `answer_words` words as the answer.
 
-    Before the prompt's words stands `prompt` of the source, over the record's other columns. Chinese, Japanese, Thai,
-    Lao, Tibetan, Burmese and Khmer have no white space between words: a character counts as one, with what stands above
-    and below it.
+    Before the prompt's words stands `prompt` of the source, over the record's other columns. Words: see `word_spans`.
     """
     check_no_picture(record, "say how it is asked about, by `format: template`")
     whole = read_text(record, "text")
-    words = [match.span() for match in _WORD.finditer(whole)]
+    words = word_spans(whole)
     if len(words) <= source.prompt_words:
         raise BadRecord("too_short", f"{len(words)} words; prompt_words is {source.prompt_words}")
     beside = {name: value for name, value in record.items() if name != "text"}
-    asked = f"{_fill(source.prompt, beside)}\n" if source.prompt else ""
+    asked = f"{fill(source.prompt, beside)}\n" if source.prompt else ""
     for start in range(0, len(words) - source.prompt_words, source.prompt_words + source.answer_words):
         middle = start + source.prompt_words
         stop = min(middle + source.answer_words, len(words))
@@ -201,8 +191,8 @@ SCIENCEQA_EXTRA = ("hint", "lecture", "solution")
 
 def image_folder(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """An image file; its folder's name, `-` and `_` as spaces, is `{label}` in `prompt` and `answer`."""
-    question = _fill(source.prompt or WHAT_IS_IT, record, may_be_a_name=True)
-    answer = _fill(source.answer or "{label}", record)
+    question = fill(source.prompt or WHAT_IS_IT, record, may_be_a_name=True)
+    answer = fill(source.answer or "{label}", record)
     yield place_images(question_and_answer(question, answer), [record["image"]])
 
 
@@ -262,7 +252,7 @@ def _images_of_sample(members: Record, named: list[Any], may_be_text: bool) -> l
 def _caption(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     check_record(record, source)
     check_caption(record)
-    question = _fill(source.prompt or WHAT_IS_IT, record, may_be_a_name=True)
+    question = fill(source.prompt or WHAT_IS_IT, record, may_be_a_name=True)
     yield conversation(record, question_and_answer(question, read_text(record, "caption").strip()))
 
 
@@ -285,67 +275,11 @@ def template(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     assert source.prompt and source.answer  # the configuration's check
     if not source.image:
         check_no_picture(record, "set `image` to its column")
-    question = _fill(source.prompt, record, may_be_a_name=source.image is not None)
-    turn = question_and_answer(question, _fill(source.answer, record))
+    question = fill(source.prompt, record, may_be_a_name=source.image is not None)
+    turn = question_and_answer(question, fill(source.answer, record))
     if source.image and is_empty(read_field(record, source.image)):
         raise BadRecord("missing_image", f"column {source.image!r} holds no image")
     yield place_images(turn, as_images(record[source.image]) if source.image else [])
-
-
-class _Columns(string.Formatter):
-    """Fills a format string with a record's columns; raises `BadRecord` for what has no text (`to_text`).
-
-    An entry, `{answers[0]}`, is one of the list that a text is (`parsed`), and no letter of it. The text of a list of
-    texts, as a table has answers, is refused as a list is; with a conversion, `{answers!s}`, it is taken as it is.
-    """
-
-    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        name, entry, _ = field_name.partition("[")
-        column = parsed(kwargs.get(name)) if entry else None
-        if isinstance(column, str) and column.startswith(("[", "{")):
-            raise BadRecord(
-                "wrong_type", f"{{{field_name}}}: {name!r} is no list or object that can be read: {column:.80}"
-            )
-        value, first = super().get_field(field_name, args, {**kwargs, name: column} if entry else kwargs)
-        to_text(value, f"{{{field_name}}}")
-        return value, first
-
-    def convert_field(self, value: Any, conversion: str | None) -> Any:
-        if conversion is None and isinstance(value, str) and _LIST_OF_TEXTS.fullmatch(value):
-            raise BadRecord(
-                "wrong_type",
-                f"a column is the text of a list, {value:.60}: take an entry, as {{answers[0]}}, or the text as it is, "
-                "as {answers!s}",
-            )
-        return super().convert_field(value, conversion)
-
-
-_LIST_OF_TEXTS = re.compile(r"""\[\s*['"].*['"]\s*\]""", re.DOTALL)  # in JSON, or as Python or numpy prints it
-
-
-def _fill(pattern: str, record: Record, may_be_a_name: bool = False) -> str:
-    """A pattern with a record's columns; `may_be_a_name`: all of it, as the question `caption` about an image."""
-    listed = ", ".join(record) or "none"
-    _check_braces(pattern, record, may_be_a_name)
-    try:
-        return _Columns().vformat(pattern, (), record)
-    except KeyError as error:
-        raise BadRecord("missing_field", f"no column {error} for {pattern!r}; there are: {listed}") from error
-    except (ValueError, IndexError, AttributeError, TypeError) as error:
-        raise BadRecord("wrong_type", f"{pattern!r} does not fit the record: {error}") from error
-
-
-_WITHOUT_A_FIELD = re.compile(r"(?:[^{}]|\{\{|\}\})*")
-_IN_DOUBLE_BRACES = re.compile(r"\{\{\s*(\w+)\s*\}\}")
-
-
-def _check_braces(pattern: str, record: Record, may_be_a_name: bool) -> None:
-    """Refuse a pattern that fills in nothing and names a column: `question`, or `{{question}}` as a task has it."""
-    if not _WITHOUT_A_FIELD.fullmatch(pattern):
-        return
-    names = _IN_DOUBLE_BRACES.findall(pattern) + ([] if may_be_a_name else [pattern])
-    if name := next((name for name in names if name in record), None):
-        raise BadRecord("wrong_type", f"{pattern!r} is the same text for all rows: a column is written {{{name}}}")
 
 
 Format = Callable[[Record, SourceConfig], Iterator[RawRow]]
