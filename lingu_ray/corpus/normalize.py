@@ -17,8 +17,8 @@ from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.check import Checker
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.formats import FORMATS
-from lingu_ray.corpus.readers import FileSplit, Numbered, reading
-from lingu_ray.corpus.record import BadRecord, RawRow, Record
+from lingu_ray.corpus.readers import FileSplit, reading
+from lingu_ray.corpus.record import BadRecord, Numbered, RawRow, Record
 from lingu_ray.corpus.store import MESSAGES
 from lingu_ray.errors import UserError
 from lingu_ray.storage import local_copy

@@ -12,29 +12,26 @@ import csv
 import io
 import itertools
 import lzma
-import re
-import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lingu_ray import storage
 from lingu_ray.corpus.arrow import in_decimals, json_columns, open_arrow, random_access, unquoted
-from lingu_ray.corpus.compression import inner_suffix, open_file, read_block
+from lingu_ray.corpus.compression import open_file, read_block
+from lingu_ray.corpus.csv_records import check_columns, check_encoding, csv_records
 from lingu_ray.corpus.labels import Labels, labels_of
-from lingu_ray.corpus.record import BadRecord, Record
+from lingu_ray.corpus.record import BadRecord, Numbered, Record
 from lingu_ray.corpus.tar import members
 from lingu_ray.errors import UserError
 from lingu_ray.literals import from_json
-
-Numbered = tuple[int, Record | BadRecord]
 
 UNREADABLE = (
     OSError,
@@ -98,22 +95,16 @@ def _blocks(split: FileSplit) -> Iterator[tuple[int, bytes]]:
             file.seek(split.start)
             block = file.read(split.stop - split.start) or b""
         if not split.start:
-            _check_encoding(block)
+            check_encoding(block)
         yield split.first, block
         return
     line = 0
     with open_file(split.path) as file:
         while block := read_block(file):
             if not line:
-                _check_encoding(block)
+                check_encoding(block)
             yield line, block
             line += block.count(b"\n")
-
-
-def _check_encoding(head: bytes) -> None:
-    """Raise ValueError for the beginning of a text file in UTF-16, as Windows writes them."""
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError("it is in UTF-16: convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)")
 
 
 def _read_lines(split: FileSplit) -> Iterator[Numbered]:
@@ -184,74 +175,6 @@ def _utf8_fault(line: bytes) -> str:
     return ""
 
 
-def _read_csv(split: FileSplit) -> Iterator[Numbered]:
-    """Rows under a header. Values are text as written; a quoted one may hold line breaks.
-
-    A carriage return alone ends no line: pandas writes it without quotes, and half a row might pass for one.
-
-    Raises:
-        ValueError: no header that can be read, or one in another encoding, or with a column twice.
-    """
-    csv.field_size_limit(sys.maxsize)
-    delimiter = "\t" if inner_suffix(split.path) == ".tsv" else ","
-    with (
-        open_file(split.path) as file,
-        io.TextIOWrapper(cast(BinaryIO, file), "utf-8-sig", errors="surrogateescape", newline="\n") as text,
-    ):
-        lines = (_ALONE.sub(_RETURN, line) for line in text)
-        rows = csv.reader(lines, delimiter=delimiter, strict=True)
-        header = next((row for row in rows if row), [])
-        if _RETURN in "".join(header):
-            raise ValueError("its lines end with carriage returns alone: end them with line feeds (tr '\\r' '\\n')")
-        _check_columns([name for name in header if name])
-        if not _is_utf8(header):
-            _check_encoding("".join(header).encode("utf-8", "surrogateescape"))
-            raise ValueError("it is not UTF-8 text")
-        yield from _csv_records(rows, header)
-
-
-_ALONE = re.compile(r"\r(?!\n)")
-_RETURN = "\ud80d"  # stands for it, which `csv` takes for a line's end; in no text that was decoded
-
-
-def _check_columns(names: list[str]) -> None:
-    """Raise ValueError where two columns have one name: a record would keep one of them."""
-    if repeated := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"it names a column twice: {', '.join(sorted(repeated))}")
-
-
-def _csv_records(rows: Any, header: list[str]) -> Iterator[Numbered]:
-    """Records of a `csv.reader`; every line of a bad row is a bad record, for a stray quote swallows good ones."""
-    while True:
-        before: int = rows.line_num
-        try:
-            fields = next(rows, None)
-        except csv.Error as error:
-            if "unexpected end" in str(error):
-                raise ValueError(f"a quote in line {before + 1} is never closed, so the file may be cut off") from error
-            lines = range(before + 1, rows.line_num + 1)
-            bad = BadRecord("bad_csv", f"{error}, in the row of lines {lines[0]} to {lines[-1]}")
-            yield from ((line, bad) for line in lines)
-            continue
-        if fields is None:
-            return
-        if fields:
-            yield before + 1, _csv_record(header, fields)
-
-
-def _csv_record(header: list[str], fields: list[str]) -> Record | BadRecord:
-    if len(fields) != len(header):
-        return BadRecord("bad_csv", f"{len(fields)} fields, and {len(header)} columns: {fields!r:.120}")
-    if not _is_utf8(fields):
-        return BadRecord("bad_csv", f"not UTF-8 text: {fields!r:.120}")
-    return {name: value.replace(_RETURN, "\r") for name, value in zip(header, fields, strict=True) if name}
-
-
-def _is_utf8(fields: list[str]) -> bool:
-    """Whether `surrogateescape` had nothing to put in place of other bytes."""
-    return not any("\udc80" <= character <= "\udcff" for character in "".join(fields))
-
-
 def _read_parquet(split: FileSplit) -> Iterator[Numbered]:
     with pq.ParquetFile(random_access(split.path)) as file:
         batches = file.iter_batches(batch_size=64, row_groups=list(range(split.start, split.stop)))
@@ -271,7 +194,7 @@ def _read_arrow(split: FileSplit) -> Iterator[Numbered]:
 
 
 def _rows(split: FileSplit, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[Numbered]:
-    _check_columns(schema.names)
+    check_columns(schema.names)
     labels = labels_of(schema, split.path) if split.label_names else Labels({})
     columns = json_columns(schema)
 
@@ -341,7 +264,7 @@ READERS: dict[str, Callable[[FileSplit], Iterator[Numbered]]] = {
     "lines": _read_lines,
     "json": _read_json,
     "text": _read_text,
-    "csv": _read_csv,
+    "csv": lambda split: csv_records(split.path),
     "parquet": _read_parquet,
     "arrow": _read_arrow,
     "images": _read_images,

@@ -28,6 +28,9 @@ class BadRecord(Exception):
         self.detail = detail
 
 
+Numbered = tuple[int, Record | BadRecord]
+
+
 @dataclass
 class RawRow:
     """A conversation as its format gives it, not checked yet (`check.Checker`); `images` are references."""
