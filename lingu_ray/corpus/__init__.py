@@ -2,7 +2,7 @@
 
 row         one conversation with its encoded images
 
-files       finds the files of a source, with patterns, split_names, card and suffixes
+files       finds the files of a source, with data_files, patterns, split_names, card and suffixes
 splits      cuts files into parts, a task for each; json_array finds the records of an array
 readers     turn bytes into records, with arrow, csv_records, compression, tar and labels
 formats     turn records into conversations, with turns, contents, record, record_keys, beside, fill and words

@@ -1,8 +1,4 @@
-"""Finds the files of a source. No file is left out in silence.
-
-A file in a folder, or among the matches of a pattern, is read if a reader knows its kind. It is left out, with a line
-in the log, if it is no data by the rules of `_is_no_data`. Any other file is an error.
-"""
+"""Finds the files of a source: by its path, a pattern, a location in a bucket, or a hub id."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import glob
 import itertools
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,25 +16,14 @@ from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.arrow import open_arrow
 from lingu_ray.corpus.card import configurations
 from lingu_ray.corpus.compression import full_suffix
+from lingu_ray.corpus.data_files import NAMED, counted, is_no_data, sort_out
 from lingu_ray.corpus.patterns import matches, split_pattern
 from lingu_ray.corpus.split_names import doubtful_shards, of_split, split_of
-from lingu_ray.corpus.suffixes import ALL_PICTURES, MEDIA, PICTURES
+from lingu_ray.corpus.suffixes import PICTURES
 from lingu_ray.errors import UserError, causes
 from lingu_ray.paths import asking_hub, not_found
 
 log = logging.getLogger(__name__)
-
-DOCUMENTS = {".cff", ".html", ".ipynb", ".lock", ".log", ".md", ".md5", ".pdf", ".py", ".rst", ".sh", ".sha256"}
-SETTINGS = {".cfg", ".ini", ".toml", ".yaml", ".yml"}
-ABOUT = {"authors", "changelog", "citation", "contributing", "copying", "licence", "license", "notice", "readme"}
-BOOKKEEPING = {
-    *("_common_metadata", "_metadata", "_success"),
-    *("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"),
-}
-IMAGE_METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}  # of `imagefolder` in `datasets`
-TABLES = {"_delta_log": "a Delta table", ".hoodie": "a Hudi table", "_temporary": "what Spark has not finished writing"}
-CACHED = re.compile(r"cache-[0-9a-f]+\.arrow")  # what `datasets` computed from the data beside it
-NAMED = 3  # files named in a message
 
 
 def find_files(source: SourceConfig, is_known: Callable[[str], bool]) -> list[str]:
@@ -86,7 +70,7 @@ def data_below(source: SourceConfig, is_known: Callable[[str], bool]) -> list[Pa
         names = [path.relative_to(source.path) for path in _walk(source, Path(source.path))]
     if source.format == "image_folder":
         return [name for name in names if full_suffix(name) in PICTURES]
-    return [name for name in names if is_known(name.name) and not _is_no_data(name, images=False)]
+    return [name for name in names if is_known(name.name) and not is_no_data(name, images=False)]
 
 
 def names_files(path: str) -> bool:
@@ -215,51 +199,6 @@ def _walk(source: SourceConfig, top: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names)
 
 
-def sort_out(source: SourceConfig, names: Iterable[Path], is_known: Callable[[str], bool], top: str) -> set[Path]:
-    """The files to read, of files named relative to `top`. The log says which are left out.
-
-    Raises:
-        UserError: some are neither of a known kind nor known to be no data, or belong to a table.
-    """
-    images = source.format == "image_folder"
-    found: set[Path] = set()
-    left_out: Counter[str] = Counter()
-    unknown: list[Path] = []
-    for path in names:
-        suffix = full_suffix(path)
-        _check_place(source, path, top)
-        if _is_no_data(path, images):
-            left_out[suffix or path.name] += 1
-        elif suffix in PICTURES if images else is_known(path.name):
-            found.add(path)
-        else:
-            unknown.append(path)
-    if unknown:
-        raise UserError(_unknown(source, unknown, top))
-    if not found and left_out.keys() & PICTURES:
-        raise UserError(
-            f"source {source.name}: {source.path} has pictures and no rows: let `path` name the file of the rows that "
-            "name them, or take `format: image_folder`"
-        )
-    if left_out:
-        log.info("source %s: left out as no data: %s", source.name, _counts(left_out))
-    return found
-
-
-def _check_place(source: SourceConfig, path: Path, top: str) -> None:
-    """Check that what a file holds is not told by others beside it, which are not read."""
-    if source.format == "image_folder" and path.name.lower() in IMAGE_METADATA:
-        raise UserError(
-            f"source {source.name}: {path} in {top} says what its pictures show, and image_folder goes by names of "
-            "folders: take `format: template` with `image: file_name`, or move the file"
-        )
-    if table := next((part for part in path.parts if part in TABLES), None):
-        raise UserError(
-            f"source {source.name}: {top} holds {TABLES[table]} ({table}), where rows of earlier versions "
-            "stay: write the current ones into files of their own, or let `path` name the files to read"
-        )
-
-
 def _warn_of_kinds(source: SourceConfig, paths: Iterable[Path | str]) -> None:
     if source.format != "image_folder":
         _warn_of_several(source, "kinds", Counter(full_suffix(path) for path in paths), "folder/*{}")
@@ -294,31 +233,4 @@ def _warn_of_several(source: SourceConfig, what: str, counts: Counter[str], patt
     if len(counts) > 1:
         such = pattern.format(min(counts))
         cure = f"if not all of them are meant, let `path` name those of one, by a pattern such as {such}"
-        log.warning("source %s: files of several %s are all read: %s; %s", source.name, what, _counts(counts), cure)
-
-
-def _is_no_data(path: Path, images: bool) -> bool:
-    """Whether a file of a folder is no data: hidden, documentation, or a picture or medium that records may name.
-
-    In a folder of images every file but a picture is no data.
-    """
-    suffix, name = full_suffix(path), path.name.lower()
-    if any(part.startswith(".") for part in path.parts) or name in BOOKKEEPING or CACHED.fullmatch(name):
-        return True
-    if images:
-        return suffix not in ALL_PICTURES
-    about = name.partition(".")[0] in ABOUT and suffix in DOCUMENTS | {"", ".txt", ".bib"}
-    return about or suffix in DOCUMENTS | SETTINGS | MEDIA | ALL_PICTURES
-
-
-def _unknown(source: SourceConfig, files: list[Path], top: str) -> str:
-    named = ", ".join(str(path) for path in sorted(files)[:NAMED])
-    more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
-    return (
-        f"source {source.name}: {named}{more} in {top} can be read by no reader, and nothing is left out in silence: "
-        "convert or move them, or let `path` name the files to read, by a pattern such as folder/*.jsonl"
-    )
-
-
-def _counts(by_suffix: Counter[str]) -> str:
-    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(by_suffix.items()))
+        log.warning("source %s: files of several %s are all read: %s; %s", source.name, what, counted(counts), cure)

@@ -15,7 +15,8 @@ from functools import lru_cache
 from lingu_ray import storage
 from lingu_ray.config import SourceConfig, TaskConfig
 from lingu_ray.corpus.card import configurations
-from lingu_ray.corpus.files import IMAGE_METADATA, data_below, has_splits, hub_files, names_files
+from lingu_ray.corpus.data_files import IMAGE_METADATA
+from lingu_ray.corpus.files import data_below, has_splits, hub_files, names_files
 from lingu_ray.corpus.readers import UNREADABLE, FileSplit
 from lingu_ray.corpus.record import BadRecord, Record
 from lingu_ray.corpus.splits import is_known, refuse_of_hub, split_source
