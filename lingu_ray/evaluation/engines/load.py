@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     GenerationConfig,
@@ -21,20 +19,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from lingu_ray.content import model_identity
 from lingu_ray.errors import UserError
-from lingu_ray.paths import asking_hub, hub_model, is_on_hub, model_origin, why_not_loaded
+from lingu_ray.paths import hub_model, model_origin, why_not_loaded
 from lingu_ray.runtime.models.gguf_tokenizer import load_tokenizer
+from lingu_ray.runtime.models.load import read_config
 from lingu_ray.runtime.models.tekken import read_processor
-from lingu_ray.runtime.models.weights import (
-    NOT_LOADABLE,
-    check_files,
-    check_json,
-    empty_model,
-    refuse_adapter,
-    refuse_unread,
-)
+from lingu_ray.runtime.models.weights import NOT_LOADABLE, check_files, empty_model
 from lingu_ray.storage import local_copy
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,18 +126,7 @@ def check_weights(path: Path | str) -> None:
 
 
 def _load_config(path: Path | str) -> PreTrainedConfig:
-    if is_on_hub(str(path)):
-        log.info(asking_hub("model", str(path)))
-    place, origin = model_origin(local_copy(path))
-    if not origin:
-        check_json(place, "model")
-    refuse_adapter(place, None, "model")
-    try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **origin)
-        if origin:
-            refuse_unread(empty_model(AutoModelForCausalLM, config), f"model {path}", place, **origin)
-    except NOT_LOADABLE as error:
-        raise cannot_load(path, error) from error
+    config = read_config(str(path), None, False, "model")
     context_of(config)
     return config
 

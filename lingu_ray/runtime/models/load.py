@@ -48,12 +48,19 @@ log = logging.getLogger(__name__)
 
 
 def load_config(path: str, revision: str | None, trust_remote_code: bool, setting: str) -> PreTrainedConfig:
+    """The configuration of a model to train with. Raises UserError as `read_config`, and for quantized weights."""
+    config = read_config(path, revision, trust_remote_code, setting)
+    if Path(path).suffix != ".gguf":
+        refuse_quantized(config, path, setting)
+    return config
+
+
+def read_config(path: str, revision: str | None, trust_remote_code: bool, setting: str) -> PreTrainedConfig:
     """The model's configuration.
 
     Raises:
-        UserError: it cannot be loaded, needs code of its own, or is that of an adapter, of quantized weights, or of a
-            GGUF file that is not read whole; a local folder is given a revision, or a hub id two. The message names the
-            setting.
+        UserError: it cannot be loaded, needs code of its own, or is that of an adapter, or of a GGUF file that is not
+            read whole; a local folder is given a revision, or a hub id two. The message names the setting.
     """
     if is_on_hub(path):
         if revision is not None and "@" in path:
@@ -75,8 +82,6 @@ def load_config(path: str, revision: str | None, trust_remote_code: bool, settin
         if "trust_remote_code" in str(error):
             raise UserError(_own_code(path, setting)) from error
         raise UserError(f"{setting}: {why_not_loaded(path, error)}") from error
-    if not origin:
-        refuse_quantized(config, path, setting)
     return config
 
 

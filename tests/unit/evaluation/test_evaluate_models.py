@@ -40,7 +40,7 @@ def test_a_missing_model_is_named_before_anything_starts(tmp_path: Path) -> None
     """Its configuration is looked for before Ray is."""
     (tmp_path / "items.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 0}\n')
     task = TaskConfig.model_validate({**CHOICE, "path": str(tmp_path / "items.jsonl")})
-    with pytest.raises(UserError, match=r"cannot load the model: no such file or folder: .*missing"):
+    with pytest.raises(UserError, match=r"^model: no such file or folder: .*missing"):
         evaluate({"teacher": tmp_path / "missing"}, EvaluationConfig(tasks=(task,)), tmp_path)
 
 
