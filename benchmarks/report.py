@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import statistics
 import sys
 import time
@@ -26,6 +25,7 @@ from lingu_ray.config import Section
 from lingu_ray.paths import LocalPath
 from lingu_ray.report.plots import SOURCE_COLORS, canvas
 from lingu_ray.report.svg import SOFT
+from lingu_ray.runtime.cluster.linux import cpu_name
 from lingu_ray.runtime.cluster.memory import out_of_memory
 from lingu_ray.runtime.doctor.gpu import Gpu, gpus, mps_runs
 from lingu_ray.runtime.tracking.environment import versions
@@ -172,8 +172,8 @@ def machine() -> dict[str, Any]:
     """Facts about the machine and its software, for every result."""
     shown, smi_error = gpus()
     return {
-        "device": shown[0].name if shown and torch.cuda.is_available() else _cpu_name(),
-        "cpu": _cpu_name(),
+        "device": shown[0].name if shown and torch.cuda.is_available() else cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         **(_driver(shown) if shown else {}),
@@ -186,13 +186,6 @@ def _driver(shown: Sequence[Gpu]) -> dict[str, Any]:
     """Facts about a machine's GPUs."""
     found = {"gpus": len(shown), "driver": shown[0].driver, "cuda": torch.version.cuda}
     return found | {"compute_mode": shown[0].compute_mode, "mps": mps_runs()}
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 class BenchmarkConfig(Section):

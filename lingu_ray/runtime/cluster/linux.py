@@ -1,8 +1,9 @@
-"""What Linux says of a machine in files of its own: the cores and the memory that this process may use of it."""
+"""What Linux says of a machine in files of its own: processor, and cores and memory that this process may use."""
 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,13 @@ def told(path: Path) -> str:
         return path.read_text(encoding="utf-8").strip()
     except OSError:
         return ""
+
+
+def cpu_name() -> str:
+    """The processor's model."""
+    lines = told(_ROOT / "proc/cpuinfo").splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def cores(root: Path = _ROOT) -> int:

@@ -19,7 +19,7 @@ import ray
 
 import lingu_ray
 from lingu_ray.atomic import read_json, write_json
-from lingu_ray.runtime.cluster.linux import host_memory, told
+from lingu_ray.runtime.cluster.linux import cpu_name, host_memory
 from lingu_ray.runtime.doctor.gpu import gpus
 from lingu_ray.runtime.run_folder.folder import RunFolder
 
@@ -101,16 +101,9 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
 
 
 def _machine() -> dict[str, str]:
-    found = {"cpu": _cpu(), "cpu.cores": str(os.cpu_count()), "memory": f"{host_memory() / 2**30:.0f} GiB"}
+    found = {"cpu": cpu_name(), "cpu.cores": str(os.cpu_count()), "memory": f"{host_memory() / 2**30:.0f} GiB"}
     names = [gpu.name for gpu in gpus()[0]]
     return found | {"gpus": ", ".join(_counted(names))} if names else found
-
-
-def _cpu() -> str:
-    """The processor's model, as Linux names it."""
-    lines = told(Path("/proc/cpuinfo")).splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def _nodes() -> dict[str, str]:
