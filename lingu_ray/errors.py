@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from io import TextIOWrapper
 from typing import Any, TextIO, cast
@@ -80,6 +80,17 @@ def full_gpu(error: BaseException) -> str | None:
     """
     found = _FULL_GPU.search(str(error)) if isinstance(error, RuntimeError) else None
     return None if found is None else found[0].strip()
+
+
+def first_line(error: object) -> str:
+    """The first line of an error's message, or of what else is told; empty where it has none."""
+    return str(error).strip().partition("\n")[0]
+
+
+def some(names: Sequence[object], count: int = 3) -> str:
+    """The first names, and how many more there are: `a, b, c and 4 more`."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(map(str, names[:count])) + more
 
 
 class _Lasting:

@@ -22,7 +22,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, ValidationInfo, WithJsonSchema
 
 from lingu_ray import storage
-from lingu_ray.errors import UserError
+from lingu_ray.errors import UserError, first_line
 
 _MODEL_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # of few old models without an organization; @revision
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -236,11 +236,7 @@ def why_not_loaded(path: str | Path, error: Exception) -> str:
         return f"{path}: {error}"
     if place.is_absolute():
         return not_found(path)
-    return f"{not_found(path)}; and no model {path} can be loaded from the Hugging Face hub ({_first_line(error)})"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+    return f"{not_found(path)}; and no model {path} can be loaded from the Hugging Face hub ({first_line(error)})"
 
 
 def _written_out(path: object) -> object:

@@ -15,7 +15,7 @@ from pathlib import Path
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.compression import full_suffix
 from lingu_ray.corpus.suffixes import ALL_PICTURES, MEDIA, PICTURES
-from lingu_ray.errors import UserError
+from lingu_ray.errors import UserError, some
 
 log = logging.getLogger(__name__)
 
@@ -92,11 +92,9 @@ def is_no_data(path: Path, images: bool) -> bool:
 
 
 def _unknown(source: SourceConfig, files: list[Path], top: str) -> str:
-    named = ", ".join(str(path) for path in sorted(files)[:NAMED])
-    more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
     return (
-        f"source {source.name}: {named}{more} in {top} can be read by no reader, and nothing is left out in silence: "
-        "convert or move them, or let `path` name the files to read, by a pattern such as folder/*.jsonl"
+        f"source {source.name}: {some(sorted(files))} in {top} can be read by no reader, and nothing is left out in "
+        "silence: convert or move them, or let `path` name the files to read, by a pattern such as folder/*.jsonl"
     )
 
 

@@ -7,7 +7,7 @@ from typing import cast
 
 from transformers import AutoProcessor, ProcessorMixin
 
-from lingu_ray.errors import UserError
+from lingu_ray.errors import UserError, first_line
 from lingu_ray.hub import HUB_ERRORS
 
 
@@ -28,8 +28,7 @@ def kept_processor(folder: Path, trust_remote_code: bool) -> ProcessorMixin:
     try:
         return run_processor(folder, trust_remote_code)
     except HUB_ERRORS as error:
-        said = str(error).split("\n", 1)[0]
         raise UserError(
-            f"{folder} is gone or damaged ({said}): put it back from a copy, or remove it, and the command that trains "
-            "the run writes it again"
+            f"{folder} is gone or damaged ({first_line(error)}): put it back from a copy, or remove it, and the "
+            "command that trains the run writes it again"
         ) from error

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor
 
-from lingu_ray.errors import UserError
+from lingu_ray.errors import UserError, some
 from lingu_ray.nanovlm.checkpoint import Settings, States
 
 # By part of the model: replacements in a tensor's name, in this order.
@@ -93,7 +93,7 @@ def build_model(settings: Settings, states: States, processor: Idefics3Processor
     if missing or left_over:
         raise UserError(
             "model.safetensors and config.json do not fit each other. "
-            f"Missing: {_some(sorted(missing))}. Left over: {_some(left_over)}"
+            f"Missing: {some(sorted(missing), 5) or 'none'}. Left over: {some(left_over, 5) or 'none'}"
         )
     try:
         model.load_state_dict(_transformed(states))
@@ -110,10 +110,6 @@ def _names(name: str) -> list[str]:
             for old, new in pieces.items():
                 name = name.replace(old, new)
     return [name.replace(".qkv_", f".{letter}_") for letter in "qkv"] if ".qkv_" in name else [name]
-
-
-def _some(names: list[str]) -> str:
-    return (", ".join(names[:5]) or "none") + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _transformed(states: States) -> States:

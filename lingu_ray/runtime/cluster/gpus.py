@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from lingu_ray.config import Attention, RayConfig, TrainConfig
-from lingu_ray.errors import UserError, user_error
+from lingu_ray.errors import UserError, first_line, user_error
 from lingu_ray.runtime.cluster.autoscaler import Bundle
 from lingu_ray.runtime.cluster.capacity import shown
 from lingu_ray.runtime.doctor.gpu import MEND_DRIVER, gpus
@@ -87,7 +87,7 @@ def require_cuda(given: str) -> None:
     try:
         torch.zeros(1, device="cuda")
     except (AssertionError, RuntimeError) as error:  # torch without CUDA raises the former
-        why = str(error).strip().partition("\n")[0].rstrip(".")
+        why = first_line(error).rstrip(".")
         raise UserError(
             f"a process with {given} on {socket.gethostname()} cannot compute on its GPU: {why} (torch "
             f"{torch.__version__}). `lingu-ray doctor` checks every node; ray.use_gpu=false leaves the GPUs alone"

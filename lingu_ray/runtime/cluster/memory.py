@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import ray.exceptions
 import torch
 
-from lingu_ray.errors import UserError, causes, full_gpu, user_error
+from lingu_ray.errors import UserError, causes, first_line, full_gpu, user_error
 
 FOR_TRAINING = (
     "lower train.tokens_per_micro_batch, set train.gradient_checkpointing=true or train.precision=bf16, or give the "
@@ -46,7 +46,7 @@ def full_node(error: BaseException | None) -> str | None:
     for one in causes(error):
         if isinstance(one, ray.exceptions.OutOfMemoryError):
             used = re.search(r"\S+ used / \S+ limit", str(one))
-            return used[0] if used else str(one).partition("\n")[0]
+            return used[0] if used else first_line(one)
     return None
 
 
@@ -57,7 +57,7 @@ def out_of_memory(error: BaseException | None) -> str | None:
     """
     for one in causes(error):
         if isinstance(one, torch.OutOfMemoryError):
-            return str(one).partition(" Of the allocated memory")[0].partition("\n")[0]
+            return first_line(one).partition(" Of the allocated memory")[0]
         if said := full_gpu(one):
             return said
     return None

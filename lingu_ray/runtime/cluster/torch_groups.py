@@ -10,6 +10,8 @@ from ray.exceptions import OutOfMemoryError
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
+from lingu_ray.errors import first_line
+
 log = logging.getLogger(__name__)
 
 
@@ -23,7 +25,7 @@ class _Backend(_TorchBackend):
         try:
             super().on_shutdown(worker_group, backend_config)
         except OutOfMemoryError as error:
-            log.info("no process group to end: %s", str(error).partition("\n")[0])
+            log.info("no process group to end: %s", first_line(error))
 
 
 @dataclass

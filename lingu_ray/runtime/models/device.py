@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lingu_ray.errors import UserError
+from lingu_ray.errors import UserError, first_line
 
 
 def torch_device(name: str | None) -> torch.device:
@@ -13,4 +13,4 @@ def torch_device(name: str | None) -> torch.device:
     try:
         return torch.empty(0, device=wanted).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
-        raise UserError(f"device={wanted}: torch cannot use it: {str(error).splitlines()[0]}") from error
+        raise UserError(f"device={wanted}: torch cannot use it: {first_line(error)}") from error

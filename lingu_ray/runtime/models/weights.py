@@ -23,7 +23,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from lingu_ray.atomic import read_json
-from lingu_ray.errors import UserError
+from lingu_ray.errors import UserError, some
 from lingu_ray.hub import HUB_ERRORS
 from lingu_ray.paths import why_not_loaded
 from lingu_ray.runtime.models import gguf
@@ -34,7 +34,6 @@ NOT_LOADABLE = (*HUB_ERRORS, KeyError, ImportError, RuntimeError, SafetensorErro
 field of a configuration that is of another type.
 """
 
-_SHOWN = 3
 _JSON_FILES = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
@@ -120,7 +119,7 @@ def check_files(model: PreTrainedModel, folder: Path, origin: str) -> None:
     quantized = [name for name, one in stored.items() if len(one.shape) > 1 and one.dtype.startswith(_EIGHT_BITS)]
     if quantized:
         raise UserError(
-            f"{origin}: its weights are quantized ({stored[quantized[0]].dtype}: {_some(quantized)}), though its "
+            f"{origin}: its weights are quantized ({stored[quantized[0]].dtype}: {some(quantized)}), though its "
             f"config.json does not say so: training needs them as they were before. {_NOT_QUANTIZED}"
         )
     empty = {name: torch.empty(one.shape, device="meta") for name, one in stored.items()}
@@ -217,7 +216,7 @@ def refuse_unread(model: PreTrainedModel, origin: str, place: str, gguf_file: st
         )
     if unread := gguf.unread(model, file):
         raise UserError(
-            f"{origin}: Transformers reads this GGUF file without {_some(unread)}, and a {type(model).__name__} would "
+            f"{origin}: Transformers reads this GGUF file without {some(unread)}, and a {type(model).__name__} would "
             "compute other logits than the file's model. Take the safetensors of the same model"
         )
 
@@ -231,7 +230,7 @@ def _check_report(model: PreTrainedModel, report: dict[str, Any], origin: str) -
         "left over": left_over,
         "of another shape": shapes,
     }
-    lines = [f"  {fault}: {_some(names)}" for fault, names in faults.items() if names]
+    lines = [f"  {fault}: {some(names)}" for fault, names in faults.items() if names]
     if not lines:
         return
     cures = [cure for prefix, cure in _WRAPPERS.items() if any(name.startswith(prefix) for name in left_over)]
@@ -273,11 +272,6 @@ def _has_two_heads(model: PreTrainedModel) -> bool:
 
 def _text(model: PreTrainedModel) -> PreTrainedConfig:
     return model.config.get_text_config(decoder=True)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
 from lingu_ray.config import TeacherConfig
 from lingu_ray.distill.continuation import TeacherRequest
-from lingu_ray.errors import UserError
+from lingu_ray.errors import UserError, first_line
 from lingu_ray.waiting import waiting
 
 TensorBytes = dict[str, Any]
@@ -144,7 +144,7 @@ def unreadable(actor: Any, device: torch.device) -> str | None:
         with waiting("the start of its teacher", "logs/teacher-*.jsonl"):
             read = ray.get(actor.read.remote(make_transport("cuda_ipc").share(lent)()))
     except Exception as error:  # of any type: torch, the driver and pickle raise many
-        return str(getattr(error, "cause", None) or error).strip().partition("\n")[0]
+        return first_line(getattr(error, "cause", None) or error)
     return None if read == lent.tolist() else f"it reads {read}"
 
 

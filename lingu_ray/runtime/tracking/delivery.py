@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lingu_ray.config.flat import without_credentials
+from lingu_ray.errors import first_line
 from lingu_ray.runtime.run_folder.records import LoggedSteps, Record, RecordReader
 
 _POLL_S = 0.5
@@ -82,7 +83,7 @@ class Delivery:
                 del self.pending[:_AT_ONCE]
         except Exception as error:  # whatever a client raises, training goes on
             if not self.failing:
-                reason = without_credentials(str(error).strip().split("\n", 1)[0])
+                reason = without_credentials(first_line(error))
                 self.say(f"{self.tracker} takes no metrics now, and gets them later: {reason}")
             self.failing, self.wait_s = True, min(2 * self.wait_s, _LONGEST_WAIT_S)
             return False
