@@ -113,9 +113,8 @@ def chosen(names: list[str], size: Size = CORES) -> list[Job]:
 def show(wanted: list[Job]) -> None:
     """Print each job with its state and command, and what is left to do."""
     for job in wanted:
-        print(
-            f"{state(job):8} {job.name:20} {minutes(job):4.0f} min  {job.row.about}\n         {_written(command(job))}"
-        )
+        print(f"{state(job):8} {job.name:20} {minutes(job):4.0f} min  {job.row.about}")
+        print(f"         {shlex.join(command(job))}")
     left = sum(minutes(job) for job in wanted if not is_done(job))
     print(f"{left:.0f} minutes are left of {sum(map(minutes, wanted)):.0f}")
 
@@ -163,7 +162,7 @@ def call(words: Command, clock: Clock) -> None:
     """
     if clock.left == 0:
         raise Interrupted("the time is over; the same command continues")
-    log.info("$ %s", _written(words))
+    log.info("$ %s", shlex.join(words))
     heed_interrupts()
     process = subprocess.Popen([sys.executable, *words[1:]], start_new_session=True)  # Ctrl-C reaches it through us
     with save_on_interrupt(lambda: process.send_signal(signal.SIGINT)) as asked:
@@ -180,7 +179,7 @@ def call(words: Command, clock: Clock) -> None:
     if asked.is_set():
         raise Interrupted("stopped and saved; the same command continues")
     if code:
-        raise UserError(f"failed with exit code {code}: {_written(words)}")
+        raise UserError(f"failed with exit code {code}: {shlex.join(words)}")
 
 
 def _with_starts(job: Job) -> Iterator[Job]:
@@ -188,10 +187,6 @@ def _with_starts(job: Job) -> Iterator[Job]:
     if job.start is not None:
         yield from _with_starts(job.start)
     yield job
-
-
-def _written(words: Command) -> str:
-    return shlex.join(words)
 
 
 if __name__ == "__main__":

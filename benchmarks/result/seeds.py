@@ -148,11 +148,7 @@ class Results:
 
     def tasks(self, kind: str | None = None) -> Iterator[tuple[str, TaskScores]]:
         """Names and scores of the first seed's tasks, by their metrics and also in nats where they have them."""
-        first = self.measured[0].result
-        for name, task in first.tasks.items():
-            for one in (task, task.nats):
-                if one is not None and kind in (None, one.kind):
-                    yield name, one
+        return ((name, task) for name, task in self.measured[0].result.rows if kind in (None, task.kind))
 
     def _task(self, one: Measured, name: str, metric: str) -> TaskScores | None:
         task = one.result.tasks.get(name)
