@@ -20,6 +20,7 @@ from tiny import picture, tiny_processor, tiny_student, tiny_teacher
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
@@ -199,7 +200,7 @@ def test_more_than_one_device_is_refused(examples: Any, folder: Path):
 
 def test_adapters_are_saved_where_they_can_be(examples: Any, folder: Path, tmp_path: Path):
     """Those of `add_adapter` load into the student's class; those of `get_peft_model`, which would not, are refused."""
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", minversion=MIN_PEFT_VERSION)
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     student, other, loaded = (AutoModelForImageTextToText.from_pretrained(folder / "student") for _ in range(3))
     adapters = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)

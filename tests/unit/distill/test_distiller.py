@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.two_tensor import TwoTensor
 from transformers import DiffLlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from lingu_ray.corpus.batch import MicroBatch, collate
 from lingu_ray.corpus.encode import Sample
@@ -219,7 +220,8 @@ def test_data_parallel_is_one_large_batch(of_workers, wrap):
 
 def adapted() -> Distiller:
     """Of a student whose tower and decoder have adapters; all else is frozen, the embedding matrix too."""
-    peft, student = pytest.importorskip("peft"), FAMILIES["idefics3"].student(pair("idefics3")[1])
+    peft = pytest.importorskip("peft", minversion=MIN_PEFT_VERSION)
+    student = FAMILIES["idefics3"].student(pair("idefics3")[1])
     torch.manual_seed(0)
     student.add_adapter(peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     return Distiller(student, pair("idefics3")[1])
