@@ -41,10 +41,10 @@ class Command:
         self.forks = tempfile.NamedTemporaryFile(prefix="forks-")  # noqa: SIM115
         environment = {**os.environ, **(env or {}), warm_workers.FORKS: self.forks.name}
         self.process: subprocess.Popen | warm_workers.Fork
-        with open(stdout or os.devnull, "wb") as apart:
+        with open(stdout or os.devnull, "wb") as apart, open(os.devnull, "rb") as nothing:
             out, errors = (apart if stdout else self.log).fileno(), self.log.fileno()
             if warm:
-                self.process = warm_workers.Fork(argv, cwd, environment, out, errors)
+                self.process = warm_workers.Fork(argv, cwd, environment, [nothing.fileno(), out, errors])
             else:
                 self.process = subprocess.Popen(
                     argv, cwd=cwd, env=environment, stdin=stdin, stdout=out, stderr=errors, start_new_session=True

@@ -1,8 +1,9 @@
-"""Commands and Ray's workers as forks of a process that has imported torch, Transformers and Ray: each saves seconds.
+"""Commands and Ray's processes as forks of a process that has imported torch, Transformers and Ray: each saves seconds.
 
 Ray starts a worker by `python setup_worker.py default_worker.py …`. Within `installed()` this file takes the place of
-`setup_worker.py`: it hands arguments and environment to a server, whose fork becomes the worker. `Fork` asks the same
-server for a command. The server imports libraries and does nothing else. Ray reads its environment on import: commands
+`setup_worker.py`: it hands arguments and environment to a server, whose fork becomes the worker. Ray's monitors, its
+dashboard and its agents, each started by `python file.py …`, are such forks, too. `Fork` asks the same server for a
+command. The server imports libraries and does nothing else. Ray reads its environment on import: commands
 and workers are forks of a fork that has imported it with their variables, one for each Ray and job.
 """
 
@@ -58,6 +59,18 @@ IMPORTED_WITH_RAY = (
     "tabulate",
     "lingu_ray.runtime.training.worker",
 )
+HELPERS = (
+    "ray._private.log_monitor",
+    "ray._private.runtime_env.agent.main",
+    "ray.autoscaler._private.monitor",
+    "ray.dashboard.agent",
+    "ray.dashboard.dashboard",
+    "ray.dashboard.modules.reporter.reporter_agent",
+    "ray.dashboard.modules.log.log_agent",
+    "ray.dashboard.modules.job.job_agent",
+)
+OF_A_NODE = {"RAY_NODE_ID", "RAY_RAYLET_PID"}
+"""Variables that helpers read when they start, and workers on import."""
 
 
 @contextmanager
@@ -85,15 +98,27 @@ def server(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """A Ray that is started within takes its workers from the server."""
-    from ray._private import ray_constants
+    """A Ray that is started within takes its Python processes from the server."""
+    from unittest.mock import patch
 
-    before = ray_constants.SETUP_WORKER_FILENAME
-    ray_constants.SETUP_WORKER_FILENAME = __file__  # Ray joins it to its own folder: an absolute path stays as it is
-    try:
+    from ray._private import ray_constants, services
+
+    start = services.start_ray_process
+    helper = [sys.executable, __file__, "--helper"]
+
+    def start_by_fork(command: list[str], *arguments: Any, **more: Any) -> Any:
+        if command[:2] == [sys.executable, "-u"]:  # the monitors
+            command = [*helper, *command[2:]]
+        return start(command, *arguments, **more)
+
+    with (
+        # Ray joins it to its own folder: an absolute path stays as it is
+        patch.object(ray_constants, "SETUP_WORKER_FILENAME", __file__),
+        patch.object(services, "start_ray_process", start_by_fork),
+        # what begins the command lines of dashboard and agents
+        patch.object(services, "_build_python_executable_command_memory_profileable", lambda *_, **__: helper),
+    ):
         yield
-    finally:
-        ray_constants.SETUP_WORKER_FILENAME = before
 
 
 def request_worker() -> None:
@@ -102,9 +127,9 @@ def request_worker() -> None:
     ask(place_of_forks(request["environment"]), request)
 
 
-def place_of_forks(environment: Mapping[str, str]) -> str:
-    """The socket of the fork of the server that has imported Ray with such an environment."""
-    return ask(environment[ADDRESS], {"environment": dict(environment)})
+def place_of_forks(environment: Mapping[str, str], helper: bool = False) -> str:
+    """The socket of the fork of the server that has imported Ray with such an environment; of one for its helpers."""
+    return ask(environment[ADDRESS], {"environment": dict(environment), "helper": helper})
 
 
 def ask(place: str, request: dict[str, object]) -> str:
@@ -119,20 +144,21 @@ def ask(place: str, request: dict[str, object]) -> str:
 class Fork:
     """`python -m module word …` in a fork of the server; has what is used here of a `subprocess.Popen`.
 
-    `argv`: the module and its words. The command leads a session of its own, and nothing comes from its standard input.
+    `argv`: the module, or the path of a file, and its words; `files`: standard input, output and error. The command
+    leads a session of its own, and is killed where this process ends before it.
     """
 
-    def __init__(self, argv: Sequence[str], cwd: Path | None, env: Mapping[str, str], stdout: int, stderr: int):
+    def __init__(self, argv: Sequence[str], cwd: Path | None, env: Mapping[str, str], files: Sequence[int]):
         self.returncode: int | None = None
         self._connection = socket.socket(socket.AF_UNIX)
-        self._connection.connect(place_of_forks(env))
+        self._connection.connect(place_of_forks(env, helper=argv[0].endswith(".py")))
         request = {
             "module": argv[0],
             "arguments": argv[1:],
             "environment": dict(env),
             "folder": str(cwd or os.getcwd()),
         }
-        socket.send_fds(self._connection, [b"\n"], [stdout, stderr])
+        socket.send_fds(self._connection, [b"\n"], files)
         self._connection.sendall(json.dumps(request).encode())
         self._connection.shutdown(socket.SHUT_WR)
         self.pid = int(self._connection.recv(20, socket.MSG_WAITALL))
@@ -159,38 +185,45 @@ class Fork:
 
 def serve(listener: socket.socket, ready: int) -> None:
     """Import, tell so, then say for each environment where forks are made that have imported Ray with it."""
+    parent = os.getppid()
     import_all(IMPORTED)
     started_early = sorted({"ray", "grpc"} & sys.modules.keys())
     assert not started_early, f"not to be forked: {started_early}"
     os.write(ready, b"ready")
     os.close(ready)
-    makers: dict[frozenset[tuple[str, str]], str] = {}
-    for connection, _, request in requests(listener, os.getppid()):
-        of_ray = frozenset(item for item in request["environment"].items() if item[0].startswith("RAY_"))
-        if of_ray not in makers:
-            makers[of_ray] = f"{listener.getsockname()}-{len(makers)}"
+    makers: dict[tuple[bool, frozenset[tuple[str, str]]], str] = {}
+    for connection, _, request in requests(listener, parent):
+        helper, environment = request["helper"], request["environment"]
+        late = OF_A_NODE if helper else set()
+        of_ray = frozenset(item for item in environment.items() if item[0].startswith("RAY_") and item[0] not in late)
+        key = (helper, of_ray)
+        if key not in makers:
+            makers[key] = f"{listener.getsockname()}-{len(makers)}"
+            asking = os.getpid() if helper else int(environment.get("RAY_RAYLET_PID", os.getpid()))
             with socket.socket(socket.AF_UNIX) as forks:
-                forks.bind(makers[of_ray])
+                forks.bind(makers[key])
                 forks.listen(64)
                 if os.fork() == 0:
                     connection.close()
                     listener.close()
-                    return serve_forks(forks, request["environment"])
-        connection.sendall(makers[of_ray].encode())
+                    return serve_forks(forks, environment, HELPERS if helper else IMPORTED_WITH_RAY, asking)
+        connection.sendall(makers[key].encode())
         connection.close()
 
 
-def serve_forks(listener: socket.socket, environment: dict[str, str]) -> None:
-    """Import Ray with an environment, then make a command, where files come with the request, or a worker."""
+def serve_forks(listener: socket.socket, environment: dict[str, str], names: Sequence[str], asking: int) -> None:
+    """Import Ray and modules with an environment, then make a command, where files come with the request, or a worker.
+
+    `asking`: the process with which this ends: the raylet of workers, else the server.
+    """
     settle(environment, os.getcwd())
     importlib.import_module("lingu_ray.runtime.cluster.connect")  # sets what Ray reads on import
     import ray.actor
 
     ray.actor.ActorClassID = ClassId
-    import_all(IMPORTED_WITH_RAY)
+    import_all(names)
     assert random_id() != random_id(), "forks would give different things one id"
     set_by_imports = {name: value for name, value in os.environ.items() if name not in environment}
-    asking = int(os.environ.get("RAY_RAYLET_PID", os.getppid()))  # no raylet asks for commands and Ray's client server
     for connection, files, request in requests(listener, asking):
         if os.fork() == 0:
             listener.close()
@@ -234,7 +267,7 @@ def import_all(names: Sequence[str]) -> None:
 
 
 def requests(listener: socket.socket, until: int) -> Iterator[tuple[socket.socket, list[int], dict[str, Any]]]:
-    """Connection, files and content of each request, as long as a process lives."""
+    """Connection, files and content of each request, as long as the process `until` lives."""
     from lingu_ray.atomic import is_alive  # which whoever asks for a worker does without
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks
@@ -244,7 +277,7 @@ def requests(listener: socket.socket, until: int) -> Iterator[tuple[socket.socke
             connection, _ = listener.accept()
         except TimeoutError:
             continue
-        message, files, *_ = socket.recv_fds(connection, 1, 2)
+        message, files, *_ = socket.recv_fds(connection, 1, 3)
         with connection.makefile() as file:
             request = json.loads(message.decode() + file.read())
         yield connection, files, request
@@ -262,18 +295,26 @@ def become_command(
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if pid := os.fork():
         connection.sendall(f"{pid:20}".encode())
+        ends = select.poll()
+        ends.register(connection, 0)  # that nobody waits any more
+        ends.register(os.pidfd_open(pid), select.POLLIN)
+        if connection.fileno() in dict(ends.poll()):
+            os.kill(pid, signal.SIGKILL)
+            os._exit(0)
         connection.sendall(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
         os._exit(0)
     os.setsid()
     connection.close()
-    with open(os.devnull, encoding="utf-8") as nothing:
-        for number, file in enumerate((nothing.fileno(), *files)):
-            os.dup2(file, number)
+    for number, file in enumerate(files):
+        os.dup2(file, number)
     settle(environment, folder)
     sys.argv = ["-m", *arguments]
     sys.path[0] = folder
     with installed():
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if module.endswith(".py"):
+            runpy.run_path(module, run_name="__main__")
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def become_worker(connection: socket.socket, arguments: list[str], environment: dict[str, str], folder: str) -> None:
@@ -313,9 +354,11 @@ def settle(environment: dict[str, str], folder: str) -> None:
 
 
 def main() -> None:
-    """What the command line asks for: the server, or a worker of it."""
+    """What the command line asks for: the server, or a helper or a worker of Ray."""
     if sys.argv[1] == "--serve":
         serve(socket.socket(fileno=int(sys.argv[2])), ready=int(sys.argv[3]))
+    elif sys.argv[1] == "--helper":
+        sys.exit(Fork(sys.argv[2:], None, os.environ, files=[0, 1, 2]).wait())
     else:
         request_worker()
 
