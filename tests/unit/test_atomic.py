@@ -88,6 +88,7 @@ def write_often(path: Path, kind: str, letter: str) -> None:
         write(path, kind, letter * LENGTH)
 
 
+@pytest.mark.slow
 def test_several_writers_leave_one_whole(tmp_path: Path) -> None:
     """Of processes that write one path at a time one wins, whole, and nothing is left of the others."""
     with ProcessPoolExecutor(WRITERS, mp_context=get_context("spawn")) as pool:

@@ -173,6 +173,7 @@ def trained(
     return {name: p.detach() for name, p in student.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["transformers.Trainer", "trl.SFTTrainer"])
 def test_accumulation_is_one_large_batch(trainer: str, examples: Any, folder: Path):
     """Four batches of one row give the weights of one batch of four, though rows differ in labels and KD tokens."""

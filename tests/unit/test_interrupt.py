@@ -140,6 +140,7 @@ def test_other_threads_leave_signals_alone():
     assert seen == [before]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "imports", "how"),
     [

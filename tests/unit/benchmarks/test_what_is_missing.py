@@ -93,6 +93,7 @@ def test_a_command_that_is_ended_leaves_what_it_has(monkeypatch: pytest.MonkeyPa
     assert json.loads((tmp_path / "gpu.json").read_text())["parts"] == {"loss": {"rows": [1]}}
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_leaves_no_part_behind(tmp_path: Path) -> None:
     """As at the end of a machine's lease: what still computed would disturb the command that measures the rest."""
     endless = gpu.Part("loss", "", ("repeats=1000000", "tokens=8"))

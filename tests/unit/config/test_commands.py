@@ -152,6 +152,7 @@ def test_a_reader_of_messages_who_is_gone_ends_nothing():
     assert (done.stdout, done.stderr, done.returncode) == ("step 0\n", "", 130)
 
 
+@pytest.mark.slow
 def test_text_that_an_encoding_has_not_is_escaped(tmp_path: Path):
     """Help in a locale of ASCII; what is for a file is in UTF-8, as it is read again."""
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
@@ -170,6 +171,7 @@ def test_text_that_an_encoding_has_not_is_escaped(tmp_path: Path):
     assert "…" in schema.stdout.decode() and json.loads(schema.stdout)
 
 
+@pytest.mark.slow
 def test_a_command_without_streams_ends_as_with_them():
     """As a daemon starts it: what it prints is lost, and nothing else."""
     command = f"{sys.executable} -m lingu_ray"

@@ -101,6 +101,7 @@ TEXTS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_length_accepts_what_encode_accepts(data: st.DataObject):
     """Both refuse a row for the same reason, or count the same tokens, whatever the text, images and tokenizer.

@@ -54,6 +54,7 @@ def test_every_byte_counts_of_many_small_files(tmp_path: Path):
     assert len(seen) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", [1 << 22, 1 << 17])
 def test_of_much_data_every_file_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: int):
     """Beyond the bytes that are read in all, each file's first and last byte still count."""

@@ -74,6 +74,7 @@ def test_a_permutation_has_every_number_once(size: int):
     assert orders[0] == orders[2] and (orders[0] != orders[1] or size < 4)
 
 
+@pytest.mark.slow
 def test_permutations_are_drawn_evenly():
     """Over 2400 keys each of the 24 orders of four rows comes about 100 times (χ² below its 99.99 % quantile)."""
     counts = Counter(tuple(map(Permutation(4, str(key)), range(4))) for key in range(2400))

@@ -65,6 +65,7 @@ def test_a_token_meets_its_own_experts_alone():
     assert active_parameters(decoder) == sum(p.numel() for p in decoder.parameters()) - idle * of_one
 
 
+@pytest.mark.slow
 def test_what_takes_less():
     """No mask, checkpointing and a frozen decoder each keep less; the peak is above what is kept."""
     decoder = decoder_of("idefics3", "meta")

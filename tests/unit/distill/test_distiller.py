@@ -787,6 +787,7 @@ class Full(torch.nn.Module):
         raise torch.OutOfMemoryError
 
 
+@pytest.mark.slow
 def test_a_compiled_layer_is_one_graph(batch):
     """And donates the same to the bit, also after a pass in which it failed."""
     family = FAMILIES["idefics3"]

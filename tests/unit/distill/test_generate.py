@@ -105,6 +105,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_samples_follow_the_distribution_of_the_loss(make):
     """Of many draws each token comes as often as its probability at the temperature; a forbidden one never does. The

@@ -69,6 +69,7 @@ def test_bootstrap_interval_covers() -> None:
     assert 180 <= hits <= 198
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("items", "share", "discordant"), [(50, 0.02, None), (100, 0.98, None), (50, 0.7, 0.01), (100, 0.7, 0.01)]
 )

@@ -82,6 +82,7 @@ def test_a_new_database_is_tried_and_not_made(tmp_path: Path) -> None:
     assert path.stat().st_size == 0
 
 
+@pytest.mark.slow
 def test_a_store_is_written_to(store: Path) -> None:
     """One that is there gets the experiment, and a tag of it; its tables stay, and its files' place is empty."""
     for _ in range(2):
