@@ -100,7 +100,7 @@ def test_the_token_is_the_clusters_own(shell, tmp_path: Path, script: str) -> No
 
 SESSION = "session_2026-10-01_12-00-00_123456_4194304/sockets/plasma_store"
 JOB = {"SLURM_JOB_ID": "12345678", "SLURM_NODEID": "123", "SLURM_CPUS_PER_TASK": "8", "first_port": "10000"}
-FUNCTIONS = ("port_of_node", "ray_folder", "start_node")
+FUNCTIONS = ("port_of_node", "ray_folder", "remove_left_folders", "start_node")
 
 
 def test_ports_are_below_those_of_outgoing_connections(shell) -> None:
