@@ -119,10 +119,10 @@ def names_and_settings(arguments: list[str], help: Help[T]) -> tuple[list[str], 
 
 def settings_alone(arguments: list[str], help: Help[T]) -> T:
     """The settings of a command that takes nothing but settings; raises `UserError` for whatever is wrong."""
-    names, settings = names_and_settings(arguments, help)
+    names, given, _ = split_arguments(arguments, help)
     if names:
         raise UserError(f"{names[0]!r} is not a setting: the command takes key=value alone\nusage: {help.usage}")
-    return settings
+    return read_settings(given, help.schema)
 
 
 def run_and_own(arguments: list[str], help: Help[T]) -> tuple[Config, list[str], T]:
