@@ -15,7 +15,7 @@ from lingu_ray.cost.estimate import Estimate, estimate
 from lingu_ray.cost.workload import RowConfig
 from lingu_ray.estimate import read_arguments
 
-pytestmark = pytest.mark.long  # traces models in their true sizes
+pytestmark = [pytest.mark.long, pytest.mark.slow]  # traces models in their true sizes
 
 ROOT = Path(__file__).parents[3]
 MEMORY = (ROOT / "docs/gpu.md").read_text(encoding="utf-8").partition("\n## Memory\n")[2].partition("\n## ")[0]
