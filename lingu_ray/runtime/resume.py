@@ -7,6 +7,7 @@ or a finished model is bound to the settings, models and data that its run was s
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from lingu_ray.atomic import check_records, read_json, write_json
@@ -135,14 +136,19 @@ def check_loaded_models(config: Config, folder: RunFolder) -> None:
     """
     if not folder.models.exists():
         return
-    before, now = read_json(folder.models), model_contents(config)
-    if changed := [name for name in ("teacher", "student") if name in now and before.get(name) != now[name]]:
+    before, now = read_json(folder.models), model_contents(config, _LOADED)
+    if changed := [name for name in now if before.get(name) != now[name]]:
         raise _other_models(config, folder, changed)
 
 
-def model_contents(config: Config) -> dict[str, str]:
-    """Identity of every model that the run starts from, by its name in `models.json`."""
-    return {name: model_identity(local_copy(path), revision) for name, (_, path, revision) in _models(config).items()}
+_LOADED = ("teacher", "student")
+"""Of the models that a run starts from, those that are loaded after its initial model was made."""
+
+
+def model_contents(config: Config, names: Sequence[str] = (*_LOADED, "tower")) -> dict[str, str]:
+    """Identity of these models, of those that the run starts from, by their names in `models.json`."""
+    models = {name: model for name, model in _models(config).items() if name in names}
+    return {name: model_identity(local_copy(path), revision) for name, (_, path, revision) in models.items()}
 
 
 def _other_models(config: Config, folder: RunFolder, changed: list[str]) -> UserError:
