@@ -80,24 +80,31 @@ def test_a_lease_that_says_nothing_is_told(tmp_path, content):
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_of_two_drivers_that_start_at_one_moment_one_gets_in(tmp_path, ended):
-    """Both find the folder free, or the lease of an ended driver; who comes second in writing has it."""
+def test_of_two_drivers_that_start_at_one_moment_one_gets_in(tmp_path, monkeypatch, ended):
+    """All find the folder free, or the lease of an ended driver, before one writes; the last to write has it."""
     if ended:
         (tmp_path / "config.yaml").touch()
         with lease.lease_on(tmp_path):
             pass
-    together, over = Barrier(3), Barrier(3)
+    found, written, over, write = Barrier(3), Barrier(3), Barrier(3), lease._write
+
+    def write_at_one_moment(path, holder):
+        if holder.beats == 0:
+            found.wait(60)
+        write(path, holder)
+        if holder.beats == 0:
+            written.wait(60)
 
     def drive():
-        together.wait()
         try:
             with lease.lease_on(tmp_path) as held:
-                over.wait()
+                over.wait(60)
                 return held.require()
         except UserError as error:
-            over.wait()
+            over.wait(60)
             return str(error)
 
+    monkeypatch.setattr(lease, "_write", write_at_one_moment)
     with ThreadPoolExecutor(3) as pool:
         said = [one.result() for one in [pool.submit(drive) for _ in range(3)]]
     assert said.count(None) == 1 and sum("took it at this moment" in (one or "") for one in said) == 2
