@@ -44,7 +44,7 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.corpus.batch import MicroBatch, collate
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.cost.estimate import Estimate, estimate
-from lingu_ray.cost.memory import kv_of_rows, pass_memory, rounded_weights, teacher_pass_memory, worker
+from lingu_ray.cost.memory import FRAGMENTATION, kv_of_rows, pass_memory, rounded_weights, teacher_pass_memory, worker
 from lingu_ray.cost.trace import LiveBytes
 from lingu_ray.cost.workload import RowConfig
 from lingu_ray.distill.continuation import TeacherRequest
@@ -64,7 +64,9 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Case:
-    """A pair and a step: sizes of decoder and tower, rows, and settings of `train` and `teacher`."""
+    """A pair and a step: sizes of decoder and tower, rows, and settings of `train` and `teacher`; `dtype`: of the
+    student's files.
+    """
 
     hidden: int
     layers: int
@@ -76,6 +78,7 @@ class Case:
     answer: int = 32
     train: dict[str, Any] = field(default_factory=dict)
     teacher: dict[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
 
     @property
     def tokens(self) -> int:
@@ -89,7 +92,9 @@ class Case:
         teacher = llama(self.hidden, self.hidden * 8 // 3, self.layers, *heads, self.vocabulary)
         sizes = {"hidden_size": self.tower, "intermediate_size": 4 * self.tower, "num_hidden_layers": 4}
         tower = sizes | {"num_attention_heads": self.tower // 32, "image_size": 64, "patch_size": 8}
-        return idefics3_pair(teacher, 4, tower, scale_factor=2)
+        pair = idefics3_pair(teacher, 4, tower, scale_factor=2)
+        pair.student.dtype = self.dtype
+        return pair
 
     def batches(self) -> list[MicroBatch]:
         """The micro-batches of a step."""
@@ -112,6 +117,7 @@ CASES = {
     "small_checkpointing": Case(192, 6, train={"gradient_checkpointing": True}),
     "small_packed": Case(192, 6, train={"packing": True}),
     "small_lora": Case(192, 6, train={"lora": {"rank": 8}}),
+    "small_lora_bf16": Case(192, 6, train={"lora": {"rank": 8}, "precision": "bf16"}, dtype=torch.bfloat16),
     "small_tower": Case(192, 6, tower=512, train={"learning_rates": TOWER}),
     "smollm2_135m_checkpointing": Case(
         576, 30, vocabulary=49152, rows=4, micro_batches=1, train={"gradient_checkpointing": True}
@@ -197,7 +203,9 @@ def estimated(case: Case, folder: str) -> Figures:
     row = RowConfig(image_tokens=IMAGE_TOKENS, text_tokens=case.text, answer_tokens=case.answer)
     found: Estimate = estimate(run_config(case, folder), row, "cpu")
     run, passes = found.run, pass_memory(found.run)
-    *tensors, lost, _overhead = [item.bytes / MIB for item in worker(run, passes).items]
+    items = worker(run, passes).items
+    (behind,) = [place for place, item in enumerate(items) if item.what == FRAGMENTATION]
+    tensors, lost = [item.bytes / MIB for item in items[:behind]], items[behind].bytes / MIB
     return {
         "parameters": sum(found.models.parameters.values()),
         "kept, MiB": (passes.decoder.kept + passes.tower.kept + rounded_weights(run, passes)) / MIB,
@@ -255,7 +263,7 @@ class Run:
         config = run_config(case, folder)
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         torch.manual_seed(0)
-        student = Student(case.pair.make_student())
+        student = Student(case.pair.make_student().to(case.dtype).float())
         self.teacher = WatchedTeacher(case.pair.make_teacher().to(dtype))
         prepare(student, config.train, torch.device("cpu"), config.seed)
         self.optimizer = make_optimizer(student, config.train)

@@ -26,6 +26,7 @@ CONTEXT = 0.5 * GIB
 """What CUDA, cuBLAS and kernels take of a GPU for each process; assumed."""
 PROCESS = 0.7 * GIB
 """Resident memory of a Python process with torch, Transformers and Ray; measured."""
+FRAGMENTATION = "fragmentation of the allocator"
 LOST = 0.3
 """Fragmentation: what a CPU's allocator (glibc) loses between a step's tensors, as a share of them; measured."""
 _STEPS_AHEAD = 2  # whose rows are encoded
@@ -81,20 +82,23 @@ def pass_memory(run: Run) -> PassMemory:
     models, load, train, distill = run.models, run.load, run.config.train, run.config.distill
     masked = train.packing or models.pads_with_mask
     shape = (1, load.rows * load.tokens) if train.packing else (load.rows, load.tokens)
+    head, holds = models.student.output_head, bool(held_in_bf16(run))
+    if holds and any(parameter is head.weight_VD for parameter in models.held_in_bf16):
+        head = head.cast(torch.bfloat16)
     loss = loss_pass(
-        models.student.output_head,
+        head,
         None if models.teacher is None else output_head(models.teacher),
         models.text.hidden_size,
         load.rows * load.answer_tokens,
         load.bf16,
-        trained=models.student.output_head.weight_VD.requires_grad,
+        trained=head.weight_VD.requires_grad,
         temperature=distill.temperature.at(0),
         divergence=divergence_of(distill.divergence, distill.beta, distill.top_k),
         on_gpu=load.on_gpu,
     )
     gathers = load.bf16 and shares_layers(run.config)
     decoder, unsaving = (
-        decoder_pass(models.student.decoder, *shape, masked, load.bf16, checkpointing, gathers)
+        decoder_pass(models.student.decoder, *shape, masked, load.bf16, checkpointing, gathers, holds)
         for checkpointing in (train.gradient_checkpointing, False)
     )
     return PassMemory(decoder, loss, _tower_pass(run), unsaving.kept)
@@ -172,7 +176,10 @@ def worker(run: Run, passes: PassMemory) -> Process:
     items.append(Item(f"peak of a step on top: {moment}", peak))
     if not load.on_gpu:
         made = load.held_batches * (passes.activations + passes.tower.kept) + peak
-        items.append(Item("fragmentation of the allocator", LOST * made))
+        items.append(Item(FRAGMENTATION, LOST * made))
+        loaded = FLOAT32 * sum(run.models.parameters.values())  # before frozen weights are held in bf16
+        if (beyond := loaded - sum(item.bytes for item in items)) > 0:
+            items.append(Item("more while the student is loaded", beyond))
     return Process("worker", True, (*items, _overhead(load)))
 
 
@@ -180,7 +187,10 @@ def _training_state(run: Run) -> Iterator[Item]:
     """Weights, gradients and moments; under FSDP2 of the worker's own shards, and of the layers that are gathered."""
     models, learns = run.models, updated_parameters(run)
     weights = sum(models.parameters.values()) - _share_elsewhere(run.config) * models.layer_parameters
-    yield Item("weights, float32", FLOAT32 * weights)
+    held = held_in_bf16(run)
+    yield Item("weights, float32", FLOAT32 * (weights - held))
+    if held:
+        yield Item("frozen weights, bf16", run.load.bytes_per_number * held)
     yield Item("gradients, float32", FLOAT32 * learns)
     yield Item("optimizer: two moments", 2 * FLOAT32 * learns)
     if shares_layers(run.config):  # one runs, the next one is fetched
@@ -237,6 +247,14 @@ def _last_gradients(run: Run, passes: PassMemory) -> float:
 def updated_parameters(run: Run) -> float:
     """Parameters that a worker itself updates, and of which it has gradients and moments."""
     return sum(run.models.trained.values()) - _share_elsewhere(run.config) * run.models.trained_layer_parameters
+
+
+def held_in_bf16(run: Run) -> int:
+    """Frozen parameters that a worker holds in bf16, and saves so (see `runtime/training/frozen.py`)."""
+    if not run.load.bf16:
+        return 0
+    sharded = {id(p) for p in run.models.student.layers.parameters()} if shares_layers(run.config) else set[int]()
+    return sum(p.numel() for p in run.models.held_in_bf16 if id(p) not in sharded)
 
 
 def shares_layers(config: Config) -> bool:
@@ -300,7 +318,7 @@ def host(run: Run) -> Process:
     in_use = max(load.rows_of_step, _VALIDATED * load.rows)  # of a step, or of a validation between two
     rows = _STEPS_AHEAD * load.rows_of_step + in_use
     items = [Item("rows encoded ahead: pictures", rows * patches_of_row(run) * patch_bytes)]
-    saved = checkpoint_bytes(sum(models.parameters.values()), sum(models.trained.values()))
+    saved = checkpoint_bytes(sum(models.parameters.values()), sum(models.trained.values()), held_in_bf16(run))
     copied = 0.0
     if config.train.checkpoint == "sharded" or (config.train.checkpoint == "auto" and saved > WHOLE_UP_TO):
         copied = saved / config.ray.min_workers

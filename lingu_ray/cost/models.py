@@ -21,6 +21,7 @@ from lingu_ray.paths import is_on_hub
 from lingu_ray.runtime.models.check import check_pair
 from lingu_ray.runtime.models.load import load_student_config, load_teacher_config, make_vision
 from lingu_ray.runtime.models.weights import empty_model
+from lingu_ray.runtime.training.frozen import frozen_in_linear
 from lingu_ray.runtime.training.optimizer import freeze
 
 _ADDED_TOKENS = 4  # of a new VLM, at most
@@ -74,6 +75,12 @@ class Models:
     def trained_layer_parameters(self) -> int:
         """Trained parameters among `layer_parameters`."""
         return sum(p.numel() for p in self.student.layers.parameters() if p.requires_grad)
+
+    @property
+    def held_in_bf16(self) -> list[nn.Parameter]:
+        """Frozen parameters that training in bf16 holds in it: of a model, or decoder, that is published in bf16."""
+        parts: tuple[Any, ...] = (self.student.model, self.student.decoder)
+        return next((frozen_in_linear(part) for part in parts if part.config.dtype == torch.bfloat16), [])
 
     @property
     def kv_heads(self) -> int:

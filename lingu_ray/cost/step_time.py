@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lingu_ray.cost.devices import Device
 from lingu_ray.cost.formulas import Pair, Passes, Sample, student_flops, teacher_flops
-from lingu_ray.cost.memory import Run, kv_of_rows, patches_of_row, queries_of_row, updated_parameters
+from lingu_ray.cost.memory import Run, held_in_bf16, kv_of_rows, patches_of_row, queries_of_row, updated_parameters
 from lingu_ray.cost.models import Models, active_parameters
 from lingu_ray.cost.trace import PassCost, decoder_pass
 from lingu_ray.cost.workload import kv_transport, workers_per_device
@@ -96,7 +96,8 @@ def flops_passes(run: Run) -> Passes:
 def _plain_pass(run: Run) -> PassCost:
     """The decoder's pass over a micro-batch, without mask and gradient checkpointing."""
     load = run.load
-    return decoder_pass(run.models.student.decoder, load.rows, load.tokens, False, load.bf16, False)
+    holds = bool(held_in_bf16(run))
+    return decoder_pass(run.models.student.decoder, load.rows, load.tokens, False, load.bf16, False, holds=holds)
 
 
 def _activations(run: Run) -> float:

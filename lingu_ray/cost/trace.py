@@ -26,6 +26,7 @@ from lingu_ray.distill.divergence import DivergenceFn
 from lingu_ray.distill.head import OutputHead
 from lingu_ray.distill.loss import LossScales, TeacherOutput, ce_kd_loss, logits_at_a_time
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.training.frozen import frozen_in_linear
 
 _CAUSAL = "causal_sdpa"
 _GROUPED_MM = torch.ops.aten._grouped_mm.default
@@ -101,6 +102,7 @@ def decoder_pass(
     bf16: bool,
     checkpointing: bool,
     gathers: bool = False,
+    holds: bool = False,
 ) -> PassCost:
     """Forward and backward pass of a decoder over embedded rows, where gradients exist already.
 
@@ -112,6 +114,7 @@ def decoder_pass(
         bf16: whether it runs under autocast.
         checkpointing: whether gradient checkpointing is on.
         gathers: whether the matrices of its layers come rounded already, as FSDP2 gathers them.
+        holds: whether frozen weights of its linear layers are held in bf16.
 
     Raises:
         UserError: the decoder does not run on fake tensors, or does not support gradient checkpointing.
@@ -122,9 +125,9 @@ def decoder_pass(
     fake: Any = deepcopy(decoder).train()
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake.to_empty(device="cpu")
-        for parameter in fake.layers.parameters() if gathers else ():
-            if parameter.ndim > 1:
-                parameter.data = parameter.data.bfloat16()
+        rounded = [p for p in fake.layers.parameters() if p.ndim > 1] if gathers else []
+        for parameter in rounded + (frozen_in_linear(fake) if holds else []):
+            parameter.data = parameter.data.bfloat16()
         if checkpointing:
             fake.gradient_checkpointing_enable({"use_reentrant": False})
         mask, implementation = _mask(fake, rows, tokens), str(fake.config._attn_implementation)
@@ -173,7 +176,7 @@ def loss_pass(
     """
     dtype = torch.bfloat16 if bf16 else torch.float32
     with FakeTensorMode(allow_non_fake_inputs=True):
-        head = _fake_head(student, torch.float32, trained)
+        head = _fake_head(student, student.weight_VD.dtype, trained)
         hidden_ND = torch.empty(tokens, width, dtype=dtype, requires_grad=True)
         labels_N, scale_N = torch.empty(tokens, dtype=torch.long), torch.empty(tokens)
         output = None

@@ -1,4 +1,4 @@
-"""Preparing a student for training: adapters, gradient checkpointing, sharding, compiled layers, device."""
+"""Preparing a student for training: adapters, checkpointing, sharding, frozen weights, compiled layers, device."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import nn
 from lingu_ray.config import TrainConfig
 from lingu_ray.distill.lora import add_adapters
 from lingu_ray.distill.student import Student
+from lingu_ray.runtime.training.frozen import hold_in_bf16
+from lingu_ray.runtime.training.optimizer import freeze
 from lingu_ray.runtime.training.sharding import shard, unsharded
 
 
@@ -23,6 +25,9 @@ def prepare(student: Student, settings: TrainConfig, device: torch.device, seed:
         add_adapters(student.decoder, **dict(settings.lora), seed=seed)
     if settings.parallelism == "fsdp2":
         shard(student, device, bf16=settings.precision == "bf16")
+    freeze(student, settings)
+    if settings.precision == "bf16":
+        hold_in_bf16(student.model)
     if settings.compile:
         for layer in student.layers:
             layer.compile(dynamic=True)

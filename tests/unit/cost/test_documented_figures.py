@@ -47,7 +47,7 @@ def test_memory_by_model(said, model, state, kept, worker, teacher, together) ->
     found = said(command[0], model, *["image_tokens=256"] * ("Qwen" in model))
     of_worker, of_teacher, _ = found.training
     items = {item.what.partition(",")[0]: item.bytes for item in of_worker.items}
-    states = items["weights"] + items["gradients"] + items["optimizer: two moments"]
+    states = items["weights"] + items["frozen weights"] + items["gradients"] + items["optimizer: two moments"]
     shown = states, items["kept for the backward pass"], of_worker.bytes, of_teacher.bytes, found.needed
     assert [f"{number / GIB:.1f}" for number in shown] == [state, kept, worker, teacher, together]
 
