@@ -100,7 +100,7 @@ def row_of(options: ScalingConfig, gpus: int) -> Row:
     )
     # a ring crosses each node's network once, whatever the number of its workers; gathers of FSDP2 likewise
     network_s = sent / options.node_network if nodes > 1 else 0.0
-    saved = checkpoint_bytes(trained, trained)
+    saved = checkpoint_bytes(trained)
     save_s = saved / options.disk / options.steps_per_checkpoint
     step_s = compute_s + network_s + save_s
     steps = options.samples / options.rows_per_step

@@ -73,11 +73,11 @@ def rows_of(options: PointsConfig, nodes: int) -> list[Row]:
         counts = train(words, folder, cluster, options.steps)
     corpus = Corpus(Path(json.loads(folder.corpus.read_text(encoding="utf-8"))["path"]))
     newest = checkpoints(folder.checkpoints)[-1][0]
-    weights, trained = _elements(newest)
+    trained = _trained(newest)
     compared = {
         "KV of the run, bytes": (_kv_sent(folder), _kv_modeled(config, folder, corpus)),
         "sent by a worker in a step, bytes": (counts.sent / nodes, all_reduce_bytes(trained, nodes)),
-        "checkpoint, bytes": (_bytes(newest), checkpoint_bytes(weights, trained)),
+        "checkpoint, bytes": (_bytes(newest), checkpoint_bytes(trained)),
         "fullest object store, bytes": (counts.store, None),
         "driver in a step, ms of processor": (counts.driver_s * 1e3, None),
         "controller in a step, ms of processor": (counts.controller_s * 1e3, None),
@@ -151,20 +151,14 @@ def _kv_modeled(config: Config, folder: RunFolder, corpus: Corpus) -> float:
     return kv_bytes(shape.num_hidden_layers, heads, width, donated, number)
 
 
-def _elements(checkpoint: Path) -> tuple[int, int]:
-    """The number of the model's weights, and of trained ones."""
-    weights, moments = (_sizes(checkpoint, kind) for kind in ("model", "optimizer"))
-    return sum(weights.values()), sum(size for name, size in moments.items() if name.startswith("exp_avg."))
-
-
-def _sizes(checkpoint: Path, kind: str) -> dict[str, int]:
-    """Elements of each tensor of a checkpoint, which is one file, or a part by each worker."""
-    sizes: dict[str, int] = {}
-    for path in checkpoint.glob(f"{kind}*.safetensors"):
+def _trained(checkpoint: Path) -> int:
+    """The number of trained weights, of which there are moments, in one file or a part by each worker."""
+    trained = 0
+    for path in checkpoint.glob("optimizer*.safetensors"):
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                sizes[name] = sizes.get(name, 0) + torch.Size(file.get_slice(name).get_shape()).numel()
-    return sizes
+            names = [name for name in file.keys() if name.startswith("exp_avg.")]  # noqa: SIM118
+            trained += sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in names)
+    return trained
 
 
 def _bytes(folder: Path) -> int:

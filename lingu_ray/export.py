@@ -40,6 +40,7 @@ from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import not_found, output_folder
 from lingu_ray.report.model_card import write_model_card
 from lingu_ray.report.run_page import manifest
+from lingu_ray.runtime.alignment.stage import load_alignment
 from lingu_ray.runtime.checkpoints.checkpoint import (
     CheckpointState,
     best_checkpoint,
@@ -243,6 +244,9 @@ def _load(saved: _Saved) -> tuple[PreTrainedModel, ProcessorMixin]:
     model = load_student(initial_student(config, initial_model))
     if config.train.lora is not None:
         add_adapters(Student(model).decoder, **dict(config.train.lora))
+    aligned = Path(initial_model) / saved.folder.aligned_weights.relative_to(saved.folder.initial_model)
+    if aligned.exists():
+        load_alignment(model, aligned)
     load_weights(saved.checkpoint, model)
     return model, kept_processor(initial_model, config.student.trust_remote_code)
 

@@ -74,6 +74,6 @@ def fsdp2_bytes(decoder: float, rest: float, workers: int, micro_batches: float,
     return micro_batches * share * decoder * (2 * number + FLOAT32) + all_reduce_bytes(rest, workers)
 
 
-def checkpoint_bytes(weights: float, trained: float, held: float = 0.0) -> float:
-    """Weights, and two moments of each trained one, in float32; `held`: those of the weights that are bf16."""
-    return FLOAT32 * (weights + 2 * trained) - (FLOAT32 - 2) * held
+def checkpoint_bytes(trained: float) -> float:
+    """Trained weights, and two moments of each, in float32."""
+    return 3 * FLOAT32 * trained

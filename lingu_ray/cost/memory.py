@@ -250,7 +250,7 @@ def updated_parameters(run: Run) -> float:
 
 
 def held_in_bf16(run: Run) -> int:
-    """Frozen parameters that a worker holds in bf16, and saves so (see `runtime/training/frozen.py`)."""
+    """Frozen parameters that a worker holds in bf16 (see `runtime/training/frozen.py`)."""
     if not run.load.bf16:
         return 0
     sharded = {id(p) for p in run.models.student.layers.parameters()} if shares_layers(run.config) else set[int]()
@@ -318,7 +318,7 @@ def host(run: Run) -> Process:
     in_use = max(load.rows_of_step, _VALIDATED * load.rows)  # of a step, or of a validation between two
     rows = _STEPS_AHEAD * load.rows_of_step + in_use
     items = [Item("rows encoded ahead: pictures", rows * patches_of_row(run) * patch_bytes)]
-    saved = checkpoint_bytes(sum(models.parameters.values()), sum(models.trained.values()), held_in_bf16(run))
+    saved = checkpoint_bytes(sum(models.trained.values()))
     copied = 0.0
     if config.train.checkpoint == "sharded" or (config.train.checkpoint == "auto" and saved > WHOLE_UP_TO):
         copied = saved / config.ray.min_workers

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from saved import save_checkpoint
 from tinyrun import NEW_STUDENT, config, write_pair_and_data
 from transformers import PreTrainedModel
@@ -20,11 +21,12 @@ from lingu_ray.config import Config
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.alignment.stage import load_alignment
 from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState
 from lingu_ray.runtime.models.export import export_model
 from lingu_ray.runtime.models.load import load_processor, load_student, prepare_student
 from lingu_ray.runtime.run_folder.folder import RunFolder
-from lingu_ray.runtime.training.optimizer import make_optimizer
+from lingu_ray.runtime.training.optimizer import make_optimizer, trained_parameters
 from lingu_ray.runtime.training.prepare import prepare
 
 CPU = torch.device("cpu")
@@ -50,10 +52,33 @@ def stopped(pair: Path, runs: Path, layout: Any = "whole", **settings: Any) -> t
     optimizer = make_optimizer(student, run.train)
     for step, ce in ((2, 3.0), (4, 1.0), (6, 2.0)):
         with torch.no_grad():
-            for parameter in student.model.parameters():
+            for parameter in trained_parameters(optimizer):
                 parameter += step * 1e-3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step))
         save_checkpoint(folder.checkpoints, student.model, optimizer, CheckpointState(step, ce), 3, layout)
     return run, student.model
+
+
+@pytest.mark.slow
+def test_frozen_weights_are_those_that_the_run_had(pair: Path, tmp_path: Path) -> None:
+    """A checkpoint leaves them out: of an aligned tower that is frozen they are the alignment's, and without its file,
+    or with another student in its place, the export is refused."""
+    run = config(pair, tmp_path, train={"learning_rates": {"vision": 0}, "lora": {"rank": 4}})
+    folder = RunFolder(run.run_dir)
+    prepare_student(run, folder.initial_model)
+    write_text(folder.config, to_yaml(run))
+    model = load_student(run.student)
+    name, weight = next((n, p) for n, p in model.named_parameters() if "vision_model" in n and p.ndim == 2)
+    folder.aligned_weights.parent.mkdir()
+    save_file({name: weight.detach() + 1}, folder.aligned_weights)
+    load_alignment(model, folder.aligned_weights)
+    student = Student(model)
+    prepare(student, run.train, CPU, run.seed)
+    save_checkpoint(folder.checkpoints, model, make_optimizer(student, run.train), CheckpointState(2, None), 1)
+    found = load_file(export.export(run.run_dir) / "model.safetensors")
+    assert found[name].equal(weight) and not found[name].equal(load_student(run.student).state_dict()[name])
+    folder.aligned_weights.unlink()
+    with pytest.raises(UserError, match=rf"what was frozen is not what the student has now, such as {name}: "):
+        export.export(run.run_dir, out=tmp_path / "again")
 
 
 def same_files(ours: Path, theirs: Path) -> bool:

@@ -31,7 +31,7 @@ def test_bytes():
     assert formulas.kv_bytes(layers=30, kv_heads=3, head_dim=64, tokens=1, number=4) == 46080
     assert [formulas.all_reduce_bytes(100, workers) for workers in (1, 2, 4)] == [0, 400, 600]
     assert formulas.fsdp2_bytes(100, 0, 2, micro_batches=3, number=2) == 3 * 0.5 * 100 * 8
-    assert formulas.checkpoint_bytes(100, 100) == 1200
+    assert formulas.checkpoint_bytes(100) == 1200
 
 
 @pytest.mark.parametrize("gpus", [1, 8, 64, 256, 1000])

@@ -81,11 +81,11 @@ def read_alignment(folder: RunFolder) -> AlignmentRecord | None:
     return read_json(folder.alignment) if folder.alignment.exists() else None
 
 
-def load_alignment(model: PreTrainedModel, folder: RunFolder) -> None:
-    """Give a run's student the weights that the alignment changed."""
+def load_alignment(model: PreTrainedModel, weights: Path) -> None:
+    """Give a run's student the weights that the alignment changed, which are in this file."""
     named = dict(model.named_parameters())
     with torch.no_grad():
-        for name, tensor in load_file(folder.aligned_weights).items():
+        for name, tensor in load_file(weights).items():
             named[name].copy_(tensor)
 
 

@@ -1,6 +1,7 @@
 """What a checkpoint holds of a model and its optimizer: tensors by name, as they are saved, and loaded.
 
-They are whole, or pieces of which any worker reads the rows that it keeps.
+They are whole, or pieces of which any worker reads the rows that it keeps. Of frozen weights, which are those of the
+model that the run was started from, there is the first row, by which they are known again.
 """
 
 from __future__ import annotations
@@ -17,26 +18,35 @@ from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState, checkpoint
 from lingu_ray.runtime.checkpoints.tensor_files import TensorFiles
 from lingu_ray.runtime.training.distributed import all_sum, is_main_process
 from lingu_ray.runtime.training.optimizer import trained_parameters
-from lingu_ray.runtime.training.sharding import like, local_piece, named_tensors
+from lingu_ray.runtime.training.sharding import first_row, like, local_piece, named_tensors
+
+_FROZEN = "frozen."
+"""Before the name of a frozen tensor, whose first row is saved."""
 
 
 def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Size of a checkpoint in bytes: the weights, and two moments of each trained parameter."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    """Size of a checkpoint in bytes: weights that learn, and two moments of each trained parameter."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     moments = sum(2 * p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
     return weights + moments
 
 
 def saved_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """What a checkpoint holds, by kind of file: `model` by tensor names, `optimizer` by `exp_avg.NAME` and so on."""
+    """What a checkpoint holds, by kind of file: `model` by tensor names, `optimizer` by `exp_avg.NAME` and so on.
+
+    All workers must call it.
+    """
     tensors = named_tensors(model)
+    frozen = {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter) and not tensor.requires_grad}
     names = {id(tensor): name for name, tensor in tensors.items()}
     moments = {
         f"{key}.{names[id(parameter)]}": value
         for parameter in trained_parameters(optimizer)
         for key, value in optimizer.state[parameter].items()
     }
-    return {"model": tensors, "optimizer": moments}
+    first_rows = {_FROZEN + name: first_row(tensors[name]) for name in tensors if name in frozen}
+    learned = {name: tensor for name, tensor in tensors.items() if name not in frozen}
+    return {"model": learned | first_rows, "optimizer": moments}
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> CheckpointState | None:
@@ -61,21 +71,30 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Fill the model, or what this worker keeps of it, with the weights of the checkpoint at `path`.
+    """Fill the model, or what this worker keeps of it, with the weights of the checkpoint at `path`. All workers must
+    call it.
 
     Raises:
-        UserError: they are those of another model.
+        UserError: they are those of another model, or what was frozen is not what the model has.
     """
     weights, tensors = _tensor_files(path, "model"), named_tensors(model)
-    saved, ours = weights.shapes.items(), {name: tuple(tensor.shape) for name, tensor in tensors.items()}.items()
-    if different := sorted({name for name, _ in saved ^ ours}):
+    saved = {name: shape for name, shape in weights.shapes.items() if not name.startswith(_FROZEN)}
+    frozen = [name.removeprefix(_FROZEN) for name in weights.shapes.keys() - saved.keys()]
+    ours = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name not in frozen}
+    if different := sorted({name for name, _ in saved.items() ^ ours.items()} | (set(frozen) - tensors.keys())):
         raise UserError(
             f"{path}: its tensors are not those of the model, such as {', '.join(different[:3])}: it was made of "
             "another model, or by other versions. Choose another name=…, or remove the folder to start again"
         )
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            _read(weights, name, tensor)
+        for name in ours:
+            _read(weights, name, tensors[name])
+        other = [name for name in sorted(frozen) if not _is_same_row(weights, name, first_row(tensors[name]))]
+    if other:
+        raise UserError(
+            f"{path}: what was frozen is not what the student has now, such as {', '.join(other[:3])}: it has changed "
+            "since the run was started. Put back the student of that time"
+        )
 
 
 def _load_moments(path: Path, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
@@ -110,6 +129,12 @@ def _read(files: TensorFiles, name: str, into: Tensor) -> None:
         return
     piece = local_piece(into)
     files.read(name, piece.rows, piece.first)
+
+
+def _is_same_row(files: TensorFiles, name: str, row: Tensor) -> bool:
+    saved = torch.empty_like(row, dtype=torch.float32)  # bf16 may hold it by now, or did so then
+    _read(files, _FROZEN + name, saved)
+    return saved.equal(row.float())
 
 
 def _read_moment(moments: TensorFiles, key: str, name: str, parameter: Tensor) -> Tensor:

@@ -120,6 +120,17 @@ def local_piece(tensor: Tensor) -> Piece:
     return Piece(tensor.to_local().detach(), chunk.offsets[0], len(tensor))
 
 
+def first_row(tensor: Tensor) -> Tensor:
+    """The first row of a tensor, detached, as a tensor with one row; of a scalar its value. All workers must call."""
+    if not isinstance(tensor, DTensor):
+        return tensor.detach()[:1].clone() if tensor.ndim else tensor.detach().clone()
+    piece = local_piece(tensor)
+    has_it = piece.first == 0 and len(piece.rows) > 0
+    row = piece.rows[:1].clone() if has_it else piece.rows.new_zeros(1, *tensor.shape[1:])
+    dist.all_reduce(row)
+    return row
+
+
 def like(tensor: Tensor, rows: Tensor) -> Tensor:
     """A tensor placed as `tensor` is, of which `rows` are those that this worker keeps; without communication."""
     if not isinstance(tensor, DTensor):

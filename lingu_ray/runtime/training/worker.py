@@ -332,7 +332,7 @@ class Worker:
         settings = initial_student(self.config, self.folder.initial_model)
         student = Student(load_student(settings, self.config.train.attention))
         if self.config.align is not None:
-            load_alignment(student.model, self.folder)
+            load_alignment(student.model, self.folder.aligned_weights)
         prepare(student, self.config.train, self.device, self.config.seed)
         return student
 

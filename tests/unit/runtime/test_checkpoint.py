@@ -70,6 +70,45 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         load_checkpoint(tmp_path, model, optimizer)
 
 
+@pytest.mark.parametrize("layout", ["whole", "sharded"])
+def test_frozen_weights_are_left_out_and_known_again(tmp_path, layout):
+    """Of them there is the first row alone: with the model that a run was started from it goes on, and with another,
+    which is named, it does not. Whether they are in bf16 by then does not matter."""
+
+    def partly_frozen(first=0.5):
+        model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 2))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(0.25)
+            model[0].weight[0, 0] = first
+        model[0].requires_grad_(False)
+        optimizer = torch.optim.AdamW(model[1].parameters(), lr=0.1)
+        model(torch.ones(64)).sum().backward()
+        optimizer.step()
+        return model, optimizer
+
+    model, optimizer = partly_frozen()
+    save_checkpoint(tmp_path, model, optimizer, CheckpointState(3, 1.5), 1, layout)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors")) < model[0].weight.nbytes
+    same, same_optimizer = partly_frozen()
+    same[0].bfloat16()
+    nn.init.zeros_(same[1].weight)
+    assert load_checkpoint(tmp_path, same, same_optimizer) == CheckpointState(3, 1.5)
+    assert same[1].weight.equal(model[1].weight) and same[0].weight.float().equal(model[0].weight)
+    with pytest.raises(UserError, match=r"step-00000003: what was frozen is not what the student has now, .* 0.weight"):
+        load_checkpoint(tmp_path, *partly_frozen(first=0.75))
+
+
+def test_all_weights_of_an_earlier_version_are_read(tmp_path):
+    """It saved frozen ones, too."""
+    model, optimizer = trained()
+    save_checkpoint(tmp_path, model, optimizer, CheckpointState(3, 1.5), 1)
+    other, other_optimizer = trained(seed=1, steps=1)
+    other.requires_grad_(False)
+    load_checkpoint(tmp_path, other, other_optimizer)
+    assert other[0].weight.equal(model[0].weight)
+
+
 def test_newest_and_best_are_kept(tmp_path):
     """The `keep_last` newest stay, and the best by validation; half-written ones do not count, and are removed."""
     model, optimizer = trained()

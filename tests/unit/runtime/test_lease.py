@@ -116,7 +116,7 @@ def test_who_shows_no_sign_of_life_is_replaced_and_stops(tmp_path, other):
     os.kill(other.pid, signal.SIGSTOP)
     with lease.lease_on(tmp_path / "run") as held:
         os.kill(other.pid, signal.SIGCONT)
-        assert "belongs to another driver now" in other.communicate(timeout=20)[0]
+        assert "belongs to another driver now" in other.communicate(timeout=120)[0]
         time.sleep(3 * BEAT_S)
         held.require()
         (tmp_path / "run" / lease.LEASE_FILE).unlink()
