@@ -177,7 +177,8 @@ def worker(run: Run, passes: PassMemory) -> Process:
     if not load.on_gpu:
         made = load.held_batches * (passes.activations + passes.tower.kept) + peak
         items.append(Item(FRAGMENTATION, LOST * made))
-        loaded = FLOAT32 * sum(run.models.parameters.values())  # before frozen weights are held in bf16
+        # the student is loaded in float32, beside the teacher, before its frozen weights are held in bf16
+        loaded = FLOAT32 * sum(run.models.parameters.values()) + sum(item.bytes for item in _teacher_in_worker(run))
         if (beyond := loaded - sum(item.bytes for item in items)) > 0:
             items.append(Item("more while the student is loaded", beyond))
     return Process("worker", True, (*items, _overhead(load)))
