@@ -8,6 +8,7 @@ import time
 from tqdm import tqdm
 
 _LOG_EVERY_S = 15.0
+_FIGURES_FIRST = "{desc}: {unit} {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix} {bar}"  # the bar has what is left
 
 
 class LiveLine:
@@ -29,6 +30,7 @@ class LiveLine:
             leave=keep,
             disable=not self.live,
             dynamic_ncols=True,
+            bar_format=_FIGURES_FIRST,
         )
         self.keep = keep
         self.started = time.monotonic()

@@ -56,8 +56,8 @@ class Progress:
 
 
 def _figures(record: Record) -> str:
-    loss, ce, kd = ("" if record[name] is None else f"{name} {record[name]:.3f}  " for name in ("loss", "ce", "kd"))
+    loss, ce, kd = ("" if record[name] is None else f"{name} {record[name]:.3f} " for name in ("loss", "ce", "kd"))
     return (
-        f"{loss or 'skipped  '}{ce}{kd}{record['tokens_per_s']:.0f} tokens/s  "
-        f"data {record['data_wait']:.0%}  teacher {record['teacher_wait']:.0%}"
+        f"{loss or 'skipped '}{ce}{kd}data {record['data_wait']:.0%} teacher {record['teacher_wait']:.0%} "
+        f"{record['tokens_per_s']:.0f} tokens/s"
     )
