@@ -11,8 +11,8 @@ tasks=…     names of the catalog (--help catalog) or lm_eval/NAME, with commas
             keys of the section `evaluation`. One task's settings are changed by its name: tasks.arc_easy.limit=500
 out=DIR     gets report.html, recovery.json, recovery.png and items/*.parquet (default: evaluation). An evaluation that
             was interrupted resumes there; without a MODEL the metrics are computed again from the items.
-ray.KEY=…   the cluster, and what an engine gets of it (cpus_per_worker, use_gpu, address, …)
-tracking.KEY=…  MLflow: a run for the evaluation, and one nested under it for each model, with its scores. The store is
+ray.…       the cluster, and what an engine gets of it (cpus_per_worker, use_gpu, address, …)
+tracking.…  MLflow: a run for the evaluation, and one nested under it for each model, with its scores. The store is
             tracking.uri, else $MLFLOW_TRACKING_URI, else mlflow.db beside `out` (where runs lie) or, if there is none
             yet, in it.
 """

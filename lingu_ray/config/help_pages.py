@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from lingu_ray.commands import as_called
 from lingu_ray.config.help import section_lines, sections, setting_lines, settings_in, summary
-from lingu_ray.config.layout import table, text_width
+from lingu_ray.config.layout import refolded, table, text_width, wrapped
 from lingu_ray.config.settings import T
 from lingu_ray.errors import UserError
 
@@ -58,7 +58,7 @@ class Help(Generic[T]):
         return [
             f"usage: {self.usage}",
             "",
-            self.about.strip(),
+            refolded(as_called(self.about.strip()), text_width()),
             *(["", "settings (key = default):", *own] if own else []),
         ]
 
@@ -69,7 +69,9 @@ class Help(Generic[T]):
         if not lines:
             return []
         how = f"One of them: {self.command} --help {next(iter(lines))}. Everything: {self.command} --help all"
-        return ["", "sections (--help SECTION explains the settings of one):", *table(lines, text_width()), "", how]
+        width = text_width()
+        title = "sections (--help SECTION explains the settings of one):"
+        return ["", title, *table(lines, width), "", *wrapped("", how, width)]
 
     def _page(self, topic: str) -> str:
         key = topic.replace(".NAME", "")

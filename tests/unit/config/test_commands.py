@@ -64,6 +64,23 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.startswith(f"usage: python -m {COMMANDS[name].module}")
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_a_terminal_of_80_columns(name: str, capsys: pytest.CaptureFixture[str], monkeypatch):
+    """Docstrings are filled to 120 columns; shown, only a command, which is to be copied, may be longer.
+
+    The words are those of a wide screen.
+    """
+    pages = []
+    for columns in (80, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit):
+            dispatch([name, "--help"])
+        pages.append(capsys.readouterr().out)
+    long = [line for line in pages[0].splitlines() if len(line) > 80]
+    assert not [line for line in long if not re.match(r"(usage:)? *python -m ", line)]
+    assert pages[0].split() == pages[1].split()
+
+
 @pytest.mark.parametrize("module", [*(command.module for command in COMMANDS.values()), *BENCHMARKS])
 def test_every_command_refuses_unknown_options(module: str):
     """All of them, benchmarks too, read their arguments alike."""
