@@ -31,21 +31,18 @@ _ANSWER_WITHIN_S = 90.0
 
 def examine(config: Config) -> list[Finding]:
     """All findings: tracking store, Ray, resources, network between nodes, and what each node is like."""
-    found = [
-        _attempt("tracking", lambda: _tracking(config), "start the server, or correct its address"),
-        _attempt("ray", lambda: _ray(config), "start the cluster, or correct ray.address"),
-    ]
+    found = [_attempt("tracking", lambda: _tracking(config)), _attempt("ray", lambda: _ray(config))]
     if found[-1].level == "error":
         return found
-    return [*found, _attempt("resources", lambda: _resources(config), ""), *_nodes(config)]
+    return [*found, _attempt("resources", lambda: _resources(config)), *_nodes(config)]
 
 
-def _attempt(check: str, run: Callable[[], str], cure: str) -> Finding:
-    """The finding of a check that returns what is well, and raises what is not."""
+def _attempt(check: str, run: Callable[[], str]) -> Finding:
+    """The finding of a check that returns what is well, and raises what is not, with its cure."""
     try:
         return Finding(check, "ok", run())
     except (UserError, RayError, RuntimeError, OSError) as error:
-        return Finding(check, "error", without_credentials(str(error).strip()), cure)
+        return Finding(check, "error", without_credentials(str(error).strip()))
 
 
 def _tracking(config: Config) -> str:

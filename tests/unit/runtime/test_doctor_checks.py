@@ -11,6 +11,7 @@ from lingu_ray.doctor import read_arguments, shown
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.doctor import gpu
 from lingu_ray.runtime.doctor.checks import check_nodes
+from lingu_ray.runtime.doctor.cluster import examine
 from lingu_ray.runtime.doctor.finding import Finding
 from lingu_ray.runtime.doctor.gpu import Gpu, GpuFacts, gpu_facts, torch_error, without_code
 from lingu_ray.runtime.doctor.node import NodeFacts, output_error, put_marker, remove_marker
@@ -418,3 +419,11 @@ def test_findings_are_a_table_with_their_cures() -> None:
         "                       → RAY_AUTH_MODE=token",
         "1 error, 0 warnings",
     ]
+
+
+def test_a_store_and_a_cluster_are_told_with_one_cure(tmp_path: Path):
+    """What says how to mend itself gets no second cure, such as a server to start where the store is a file."""
+    store, dashboard = {"uri": "sqlite:elsewhere.db"}, {"address": "http://127.0.0.1:8265"}
+    found = examine(config(tmp_path, tmp_path, tracking=store, ray=dashboard))
+    assert [(one.check, one.level, one.cure) for one in found] == [("tracking", "error", ""), ("ray", "error", "")]
+    assert "a SQLite store is a file" in found[0].message and "is for `ray job submit`" in found[1].message
