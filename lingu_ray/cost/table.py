@@ -72,9 +72,10 @@ def _verdict(estimate: Estimate) -> Iterator[str]:
 
 
 def _time(estimate: Estimate) -> Iterator[str]:
-    """Seconds of a step by what takes them, hours of the run, bytes of KV."""
+    """Seconds of a step and the shares of what takes them, hours of the run, bytes of KV."""
     time, train, device = estimate.time, estimate.config.train, estimate.device
-    parts = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in time.seconds.items() if seconds)
+    shares = {name: seconds / time.total for name, seconds in time.seconds.items()}
+    parts = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)
     yield from _line("step", f"{time.total:.3g} s: {parts}")
     control = ", a control about as much" if estimate.config.controls else ""
     run = f"{train.steps} steps: {_duration(train.steps * time.total)}{control}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -248,6 +249,9 @@ def test_command(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     main([str(path), "device=l4", "train.precision=bf16", *large])
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("too large") for line in lines)
+    step = " ".join(" ".join(lines[-6:]).split())  # however it is cut
+    shares = [int(number) for number in re.findall(r"(?<= )(\d+)%", step)]
+    assert re.search(r"step [\d.e-]+ s: student \d+%", step) and 95 <= sum(shares) <= 105
     changed = {line.split()[0]: line for line in lines if line.startswith(" " * 12 + "t") and "=" in line}
     assert changed["train.tokens_per_micro_batch=300000"].endswith("fits")
     assert {"train.gradient_checkpointing=True", "teacher.look_ahead=0"} <= changed.keys()
