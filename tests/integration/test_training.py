@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lingu_ray import export as export_command
 from lingu_ray.atomic import read_json, write_json
+from lingu_ray.commands import guide_path
 from lingu_ray.config import CONTROLS, Config
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.config.flat import flat
@@ -77,6 +78,13 @@ def test_the_last_checkpoint_is_exported_as_the_run_did(finished, tmp_path):
     export_command.main([str(finished.run_dir), str(tmp_path / "four"), "step=4"])
     assert (tmp_path / "four" / "model.safetensors").read_bytes() != (own / "model.safetensors").read_bytes()
     assert "after step 4 of 8" in (tmp_path / "four" / "README.md").read_text()
+
+
+def test_the_guide_names_every_metric(finished):
+    """What a line of metrics.jsonl has, but for step and time, stands in the guide."""
+    guide = guide_path().read_text("utf-8")
+    names = {name for record in read_records(finished.run_dir / "metrics.jsonl") for name in record}
+    assert not [name for name in names - {"step", "time", "validation"} if f"`{name}`" not in guide]
 
 
 def test_metrics_tell_the_whole_story(finished):
