@@ -11,7 +11,7 @@ from lingu_ray.errors import UserError, run_command
 
 START = {
     "lingu-ray train": "the embedded demo, offline: build a small pair, distill it, report what came back",
-    "lingu-ray train my.yaml": "your models and data (lingu-ray train smollm2-135m --print-config > my.yaml)",
+    "lingu-ray train my.yaml": "your models and data (lingu-ray train smolvlm-256m --print-config > my.yaml)",
     "lingu-ray inspect my.yaml": "look at your data as they will be trained, before you train",
     "lingu-ray chat runs/demo/export": "talk to what was trained",
 }
@@ -43,7 +43,7 @@ def overview() -> str:
     width = text_width()
     return "\n".join(
         [
-            f"lingu_ray {__version__}: distills a vision-language model from its own text-only ancestor, on Ray.",
+            f"lingu_ray {__version__}: distills a VLM from its own text-only language model, on Ray.",
             "",
             "usage: lingu-ray COMMAND [...]        lingu-ray COMMAND --help explains a command",
             "",

@@ -26,8 +26,9 @@ from tuning.space import Space, configure
 from tuning.sweep import load as load_sweep
 
 ROOT = Path(__file__).parents[2]
-GUIDES = ("guide", "results", "architecture", "performance", "lmms-eval", "extending", "gpu")
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{name}.md" for name in GUIDES)]
+GUIDES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *GUIDES]
+LINKED = [*DOCUMENTS, "clusters/README.md", "benchmarks/result/README.md", "docs/results/real_pair.md"]
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -143,11 +144,21 @@ def test_examples_in_the_guide_are_settings(my_yaml: str):
         load_config([my_yaml, *(f"{key}={json.dumps(value)}" for key, value in tree.items())])
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+def anchors(document: Path) -> set[str]:
+    """The names of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", LINKED)
 def test_links_lead_somewhere(document: str):
-    """Relative links and pictures of a document are files of the project."""
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / document).read_text("utf-8")):
-        assert ((ROOT / document).parent / target).exists(), target
+    """Relative links and pictures of a document are files of the project, and lead to headings that are there."""
+    here = ROOT / document
+    for target in re.findall(r"\]\((?!https?://)([^)]+)", here.read_text("utf-8")):
+        name, _, heading = target.partition("#")
+        there = here.parent / name if name else here
+        assert there.exists(), target
+        assert not heading or heading in anchors(there), target
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
