@@ -108,8 +108,8 @@ def summary(section: type[BaseModel]) -> str:
 def _setting_lines(key: str, field: FieldInfo, width: int) -> list[str]:
     default = "(required)" if field.is_required() else f"= {dump(field.default, inline=True)}"
     head = f"  {key} {default}"
-    column = 46
+    column = min(46, width * 2 // 5)  # of a narrow screen the texts have the larger part
     text = f"{field.description} ({wants(field.annotation, field.metadata)})"
-    if len(head) >= column:
+    if len(head) > column - 2:
         return [head, *wrapped(" " * column, text, width)]
     return wrapped(head.ljust(column), text, width)
