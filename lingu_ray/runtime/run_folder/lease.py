@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import socket
 import threading
 import time
@@ -104,12 +103,14 @@ class Lease:
 def lease_on(folder: Path | str) -> Iterator[Lease]:
     """Hold the lease on a folder, or location, while the block runs.
 
-    A folder is made, and removed where nothing else came into it.
+    A folder that is not there is made, and removed where nothing else came into it. One that was there stays, be it a
+    link, a mount point or the working directory.
 
     Raises:
         UserError: another driver that is alive holds it; names it, and how to stop it. The folder cannot be written.
     """
     path = below(folder, LEASE_FILE)
+    made = isinstance(folder, Path) and not os.path.exists(folder)
     where = (socket.gethostname(), numbering(), os.getpid())
     mine = Holder(secrets.token_hex(8), *where, job_id(), time.time())
     try:
@@ -128,7 +129,10 @@ def lease_on(folder: Path | str) -> Iterator[Lease]:
         heart.join()
         holder = _read(path)
         if holder is not None and holder.owner == mine.owner and _is_alone(path):
-            delete(path) if isinstance(path, str) else shutil.rmtree(path.parent)
+            delete(path) if isinstance(path, str) else path.unlink()
+            if made:
+                with suppress(OSError):  # another driver has come into it
+                    Path(folder).rmdir()
 
 
 def _take(path: Path | str, mine: Holder) -> None:

@@ -127,7 +127,6 @@ def test_who_shows_no_sign_of_life_is_replaced_and_stops(tmp_path, other):
 def test_a_process_of_another_container_or_machine_is_not_known_to_be_dead(tmp_path, caplog):
     """A host's name may be shared: only within the same boot and process namespace does a missing process mean a dead
     driver. The namespace alone has the same number on any two machines."""
-    (tmp_path / "run").mkdir()
     with lease.lease_on(tmp_path / "run"):
         written = json.loads((tmp_path / "run" / lease.LEASE_FILE).read_text())
         dead = written | {"process": 2**22 + 1}
@@ -137,6 +136,17 @@ def test_a_process_of_another_container_or_machine_is_not_known_to_be_dead(tmp_p
         assert not lease.Holder(**dead | {"namespace": f"{uuid.uuid4()} {namespace}"}).is_dead
         assert not lease.Holder(**dead | {"host": "elsewhere"}).is_dead
     assert not (tmp_path / "run").exists()  # nothing else came into it
+
+
+def test_a_folder_that_was_there_stays(tmp_path):
+    """It may be a link, a mount point or a shell's working directory: a command that is refused leaves it empty."""
+    disk, linked = tmp_path / "disk", tmp_path / "linked"
+    disk.mkdir()
+    linked.symlink_to(disk)
+    for folder in (linked, disk):
+        with pytest.raises(UserError, match="refused"), lease.lease_on(folder):
+            raise UserError("refused")
+        assert linked.is_symlink() and disk.is_dir() and not [*disk.iterdir()]
 
 
 @pytest.mark.parametrize("settings", ["config.yaml", "space.yaml"])
