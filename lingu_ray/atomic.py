@@ -87,9 +87,15 @@ def check_records(folder: Path, names: str = "*.json") -> None:
 
 
 def require_new_folder(folder: Path) -> None:
-    """Raise UserError where a command was told to write a folder that has something in it, or none can be made."""
+    """Raise UserError where a command was told to write a folder that has something in it, or none can be made.
+
+    Nothing takes the place of a mount point, nor of the working directory without shells there losing sight of it.
+    """
     if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
         raise UserError(f"{folder} exists; name another folder, or delete it")
+    if folder.exists() and (os.path.ismount(folder) or folder.samefile(os.curdir)):
+        what = "mounted there" if os.path.ismount(folder) else "run in it"
+        raise UserError(f"{folder} cannot be replaced, since something is {what}: name a folder in it")
     above = next(parent for parent in folder.resolve().parents if parent.exists())
     if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
         raise UserError(f"{folder} cannot be written: {above} is no folder that may be written to; name another one")

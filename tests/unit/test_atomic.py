@@ -173,6 +173,24 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
             require_new_folder(there)
 
 
+def test_a_folder_that_nothing_can_take_the_place_of_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty volume of a container, which no folder can be renamed to, and the folder that the command is run in."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be replaced, since something is run in it: name a folder"):
+        require_new_folder(tmp_path)
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    require_new_folder(mounted)
+    code = "import sys; from lingu_ray.atomic import *; print(1); require_new_folder(Path(sys.argv[1]))"
+    script = f"mount -t tmpfs none {mounted} && exec {sys.executable} -c '{code}' {mounted}"
+    done = subprocess.run(["unshare", "--map-root-user", "--mount", "sh", "-c", script], capture_output=True, text=True)
+    if not done.stdout:
+        pytest.skip(f"nothing can be mounted here: {done.stderr}")
+    assert f"UserError: {mounted} cannot be replaced, since something is mounted there: name a folder" in done.stderr
+
+
 def test_a_file_that_may_be_written_is_left_as_it_is(tmp_path: Path) -> None:
     """Trying to write it leaves nothing beside it, and makes its folder."""
     write_json(tmp_path / "new" / "a.json", 1)
