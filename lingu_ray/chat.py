@@ -48,7 +48,7 @@ class ChatConfig(Section):
 
 HELP = Help("python -m lingu_ray.chat MODEL [IMAGE ...] [key=value ...]", __doc__, ChatConfig)
 COMMANDS = ("/image", "/new", "/help")
-WHILE_YOU_TALK = __doc__.partition("While you talk:\n")[2].rstrip()
+WHILE_YOU_TALK = (__doc__ or "").partition("While you talk:\n")[2].rstrip()
 
 
 def main(arguments: list[str]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from io import TextIOWrapper
@@ -66,8 +68,9 @@ def full_disk(error: BaseException | None) -> UserError | None:
 
 
 def no_permission(error: BaseException | None) -> UserError | None:
-    """What to tell where an error is, or wraps, that of a file or folder that this user may not use."""
-    found = next((one for one in causes(error) if isinstance(one, PermissionError) and one.filename), None)
+    """What to tell where an error is, or wraps, that of a file or folder that this user may not use, or not write."""
+    ours = (one for one in causes(error) if isinstance(one, OSError) and one.filename)
+    found = next((one for one in ours if one.errno in (errno.EACCES, errno.EPERM, errno.EROFS)), None)
     if found is None:
         return None
     return UserError(f"{found.filename}: {found.strerror}. Open it and what it lies in to this user, or name another")
@@ -125,6 +128,23 @@ def _prepare_streams() -> None:
     sys.stderr = cast(TextIO, _Lasting(sys.stderr))
 
 
+def _require_usable_process() -> None:
+    """Raise UserError where Python was started in a way, or from a place, in which no command can work."""
+    if sys.flags.optimize > 1:
+        raise UserError(
+            "Python was told to drop docstrings (-OO, PYTHONOPTIMIZE=2), from which help is made and without which "
+            "Transformers fails: leave that out"
+        )
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("the folder that this command was started in is gone: cd to one that is there") from error
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise UserError(f"{error.strerror}: set TMPDIR to a folder that can be written") from error
+
+
 def run_command(main: Callable[[list[str]], None]) -> None:
     """Run a module's `main` on the command line's arguments: exit 1 after a `UserError`, on a full disk and where
     permission is missing, 130 after Ctrl-C and SIGTERM."""
@@ -134,6 +154,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # each retry, twice
     try:
+        _require_usable_process()
         main(sys.argv[1:])
         sys.stdout.flush()
     except UserError as error:

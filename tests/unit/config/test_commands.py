@@ -230,6 +230,38 @@ def test_what_this_user_may_not_use_is_told_in_one_line(tmp_path: Path):
     )
 
 
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("{python} -OO -m lingu_ray.chat --help", "Python was told to drop docstrings"),
+        ("PYTHONOPTIMIZE=2 {python} -m lingu_ray train", "Python was told to drop docstrings"),
+        ("rmdir {folder}; {python} -m lingu_ray train", "the folder that this command was started in is gone: cd to"),
+        ("ulimit -f 0; {python} -m lingu_ray train", r"No usable temporary directory found in \[.*\]: set TMPDIR to"),
+    ],
+)
+def test_what_no_command_can_work_with_is_told_in_one_line(tmp_path: Path, script: str, told: str):
+    """Python without docstrings, a working directory that was deleted, nowhere to write temporary files."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    words = ["bash", "-c", script.format(python=sys.executable, folder=tmp_path)]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and re.fullmatch(f"error: {told}.*\n", done.stderr), done.stderr
+
+
+def test_a_file_system_that_is_read_only_is_told_in_one_line():
+    """As a container's, whatever a command writes there."""
+    code = (
+        "import errno\nfrom lingu_ray.errors import run_command\n"
+        "def main(arguments):\n"
+        "    raise RuntimeError('as Ray wraps it') from OSError(errno.EROFS, 'Read-only file system', '/root/x')\n"
+        "run_command(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (
+        done.stderr
+        == "error: /root/x: Read-only file system. Open it and what it lies in to this user, or name another\n"
+    )
+
+
 def test_the_guide_is_printed_or_found(capsys: pytest.CaptureFixture[str]):
     """`guide` prints the guide, `guide --path` where it lies."""
     text = (ROOT / "docs/guide.md").read_text("utf-8")
