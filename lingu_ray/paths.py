@@ -68,9 +68,15 @@ def absolute(path: str | Path) -> Path:
 
 
 def _require_possible(path: Path) -> None:
-    """Raise NoPath for a name that is too long for a file, and for one of several lines that none here has."""
+    """Raise NoPath for a name that is too long for a file, of several lines that none here has, or no text at all."""
     try:
+        str(path).encode()
         os.lstat(path)
+    except UnicodeEncodeError as error:
+        raise NoPath(
+            f"{str(path)!a} is no UTF-8, as JSON and YAML want it: rename it, or set LC_ALL=C.UTF-8, where its "
+            "name is and the locale alone is not"
+        ) from error
     except (OSError, ValueError) as error:  # ValueError: of NUL
         if _CONTROL.search(str(path)):
             raise NoPath(f"{str(path)!r}: a line break, or another control character, stands in the path") from error

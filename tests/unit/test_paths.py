@@ -189,7 +189,7 @@ def test_what_shells_read_is_refused(here: Path, begins: str):
     assert Config.model_validate(SETTINGS | {"tracking": {"uri": server}}).tracking.uri == server
 
 
-@pytest.mark.parametrize("begins", ["a\nb", "a\0b", 300 * "n"], ids=["line break", "NUL", "long"])
+@pytest.mark.parametrize("begins", ["a\nb", "a\0b", 300 * "n", "a\udce9b"], ids=["line break", "NUL", "long", "bytes"])
 def test_what_nothing_is_called_is_refused(here: Path, begins: str):
     """In any path of the settings, by its name; a folder whose name has a line break is that folder."""
     with pytest.raises(UserError) as caught:
