@@ -66,6 +66,8 @@ def connect(settings: RayConfig) -> None:
 
 
 def _start() -> None:
+    if not os.path.isabs(os.path.expanduser("~")):
+        raise UserError("no home folder of this user is known, where Ray keeps its token: set HOME to one")
     try:
         with exit_on_interrupt(), _in_groups_of_their_own():
             # Without `local` Ray joins what the last `ray start` on this machine left word of, be it gone

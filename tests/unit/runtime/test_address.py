@@ -1,6 +1,7 @@
 """What keeps Ray from being reached or started is told in seconds, where Ray itself would try for minutes."""
 
 import inspect
+import os
 import re
 import socket
 import sys
@@ -110,6 +111,15 @@ def test_a_home_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with Command([sys.executable, "-c", START_RAY], env={"HOME": "/proc/nobody", "RAY_AUTH_MODE": "token"}) as command:
         assert "Ray cannot keep its token in /proc/nobody/.ray: No such file or directory. Set HOME" in command.finish()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may be another user")
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As a number that no table of users has, in a container or a service: told before Ray starts."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    as_nobody = START_RAY.replace("try:", "import os\nos.setuid(54321)\nos.environ.pop('HOME')\ntry:")
+    with Command([sys.executable, "-c", as_nobody], env={"HOME": "/", "RAY_TMPDIR": str(tmp_path)}) as command:
+        assert "no home folder of this user is known, where Ray keeps its token: set HOME to one" in command.finish()
 
 
 def test_a_machine_on_which_ray_starts_too_slowly(monkeypatch: pytest.MonkeyPatch):
