@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import unquote
 
 from lingu_ray import paths
 from lingu_ray.config import Config, TrackingConfig
@@ -21,7 +22,7 @@ def store_uri(settings: TrackingConfig, folder: Path | str) -> str:
     """The store of the settings, else that of the environment, else SQLite in `folder`.
 
     Raises:
-        UserError: none is named, and `folder` is in a bucket, where no database can be.
+        UserError: none is named, and `folder` is in a bucket, where no database can be, or no address can name it.
     """
     if named := settings.uri or _of_environment():
         return named
@@ -30,7 +31,13 @@ def store_uri(settings: TrackingConfig, folder: Path | str) -> str:
             f"tracking.uri is needed, for results go to {folder}, and MLflow's own database wants a disk: give "
             "tracking.uri=http://… of a server (or MLFLOW_TRACKING_URI), or tracking.uri=sqlite:////PATH of a file"
         )
-    return paths.tracking_uri(f"{SQLITE}{Path(folder) / STORE}")
+    uri = paths.tracking_uri(f"{SQLITE}{Path(folder) / STORE}")
+    if "?" in uri or unquote(uri) != uri:
+        raise UserError(
+            f"{folder}: MLflow's database cannot lie there, for a question mark, and % with two digits, stand for "
+            "something else in its address: name another folder, or tracking.uri=sqlite:////PATH of a file"
+        )
+    return uri
 
 
 def _of_environment() -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -22,6 +23,7 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_SOURCE_TYPE,
     MLFLOW_USER,
 )
+from sqlalchemy import make_url
 
 from lingu_ray.config import TrackingConfig
 from lingu_ray.config.command_line import load_config
@@ -274,6 +276,21 @@ def test_a_variable_that_names_no_store(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert store_uri(TrackingConfig(), tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
     with pytest.raises(UserError, match=r"tracking\.uri is needed, for results go to s3://mine/runs"):
         store_uri(TrackingConfig(), "s3://mine/runs")
+
+
+@pytest.mark.parametrize(("name", "known"), [("50% #1 a=b:c", True), ("my%20runs", False), ("runs?", False)])
+def test_a_folder_that_no_address_can_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, known: bool
+) -> None:
+    """Of a database's address SQLAlchemy makes the path of the file, or the folder is refused by its name."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    file = str(tmp_path / name / "mlflow.db")
+    assert (make_url(f"sqlite:///{file}").database == file) == known
+    if known:
+        assert store_uri(TrackingConfig(), tmp_path / name) == f"sqlite:///{file}"
+    else:
+        with pytest.raises(UserError, match=f"{re.escape(name)}: MLflow's database cannot lie there, .* name another"):
+            store_uri(TrackingConfig(), tmp_path / name)
 
 
 def test_a_server_that_does_not_answer_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
