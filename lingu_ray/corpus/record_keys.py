@@ -65,6 +65,10 @@ _JUDGED = (
 )
 _TOOLS = KeyRule("tools", ("tools", "functions"), "tools that the prompt would have to name")
 _REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
+_GOES_ON = "an answer that is not finished; the student would learn to end there: finish it, or take it out"
+_CUT_OFF = KeyRule(
+    "unfinished", ("finish_reason", "stop_reason"), _GOES_ON, lambda value: value in ("length", "max_tokens")
+)
 _SWITCHES = ("loss", "loss_mask", "train", "training", "trainable", "train_on_turn", "supervised")
 _MASKS = ("mask", "masks", "token_mask", "completion_mask", "assistant_mask", "assistant_masks")
 
@@ -72,6 +76,7 @@ _MASKS = ("mask", "masks", "token_mask", "completion_mask", "assistant_mask", "a
 RECORD_RULES = (
     _MEDIA,
     _TOOLS,
+    _CUT_OFF,
     *_JUDGED,
     KeyRule(
         "weight",
@@ -118,6 +123,9 @@ TURN_RULES = (
         lambda value: value in ("analysis", "commentary"),
     ),
     KeyRule("refusal", ("refusal",), "a refusal beside the content"),
+    KeyRule("unfinished", ("prefix", "partial"), _GOES_ON, lambda value: value is True),  # of Mistral, Kimi
+    KeyRule("unfinished", ("eot", "end_turn"), _GOES_ON, lambda value: value is False),  # of torchtune, harmony
+    _CUT_OFF,
     KeyRule("mask", (*_MASKS, "train_detail", "training_detail"), "parts of a turn are not masked"),
 )
 # Flags of an answer: 1 or true, the default, is a target of the loss; 0 or false is not.

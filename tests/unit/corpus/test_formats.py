@@ -821,6 +821,7 @@ def test_keys_of_a_record_that_change_its_meaning(rule, key):
         "weight": 0.5,
         "nothing_supervised": 0,
         "mask": [0, 1, 1],
+        "unfinished": "length",
     }
     for format, record in (
         ("messages", {"messages": AS_ROLES}),
@@ -853,6 +854,8 @@ def test_kd_is_not_switched_otherwise_than_the_source_says(language_heavy):
 def test_keys_of_a_turn_that_change_its_meaning(key):
     """Each known key of a turn rejects the record and is named; a null does not."""
     values = {"channel": "analysis"} | dict.fromkeys(("label", "kto_tag", "is_correct", "correct"), False)
+    values |= {"prefix": True, "partial": True, "eot": False, "end_turn": False}
+    values |= {"finish_reason": "length", "stop_reason": "max_tokens"}
     value = values.get(key, [{"x": 1}])
     for first, second in ({}, {key: value}), ({key: value}, {}):
         with pytest.raises(BadRecord, match=f"'{key}'"):
@@ -861,8 +864,9 @@ def test_keys_of_a_turn_that_change_its_meaning(key):
 
 
 def test_what_a_turn_says_of_its_kind_is_metadata():
-    """The channel of an answer, and a mark that it is no call of a tool."""
+    """The channel of an answer, marks that it is whole, and one that it is no call of a tool."""
     turn = AS_ROLES[1] | {"channel": "final", "ipython": False, "tools": "[]"}
+    turn |= {"prefix": False, "eot": True, "finish_reason": "stop"}
     assert conversation("messages", {"messages": [AS_ROLES[0], turn]}) == TURNS
 
 
