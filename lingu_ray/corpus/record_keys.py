@@ -62,6 +62,7 @@ _JUDGED = (
         "marks an undesired answer",
         lambda value: value is False,
     ),
+    KeyRule("undesired_answer", ("reward",), "marks an undesired answer", lambda value: value == -1),
 )
 _TOOLS = KeyRule("tools", ("tools", "functions"), "tools that the prompt would have to name")
 _REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
@@ -127,6 +128,11 @@ TURN_RULES = (
     KeyRule("unfinished", ("eot", "end_turn"), _GOES_ON, lambda value: value is False),  # of torchtune, harmony
     _CUT_OFF,
     KeyRule("mask", (*_MASKS, "train_detail", "training_detail"), "parts of a turn are not masked"),
+    KeyRule(
+        "template_settings",
+        ("min_pixels", "max_pixels", "resized_height", "resized_width"),  # of Qwen's parts with pictures
+        "the student's processor has one size of pictures for all rows: resize the picture itself, or take it out",
+    ),
 )
 # Flags of an answer: 1 or true, the default, is a target of the loss; 0 or false is not.
 SUPERVISED_FLAGS = ("weight", "loss_weight", "loss_scale", *_SWITCHES)

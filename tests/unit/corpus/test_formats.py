@@ -823,16 +823,17 @@ def test_keys_of_a_record_that_change_its_meaning(rule, key):
         "mask": [0, 1, 1],
         "unfinished": "length",
     }
+    value = -1 if key == "reward" else values.get(rule.reason, "x")
     for format, record in (
         ("messages", {"messages": AS_ROLES}),
         ("llava", {"conversations": AS_LLAVA}),
         ("instruction", {"instruction": "A?", "output": "a"}),
         ("prompt_completion", {"prompt": "A?", "completion": "a"}),
         ("cauldron", {"texts": [{"user": "A?", "assistant": "a"}]}),
-        ("webdataset", {"json": {"messages": AS_ROLES, key: values.get(rule.reason, "x")}}),
+        ("webdataset", {"json": {"messages": AS_ROLES, key: value}}),
     ):
         with pytest.raises(BadRecord, match=key) as error:
-            raw_rows(format, record if format == "webdataset" else record | {key: values.get(rule.reason, "x")})
+            raw_rows(format, record if format == "webdataset" else record | {key: value})
         assert error.value.reason == rule.reason
         if format != "webdataset":
             assert conversation(format, record | {key: None}) == TURNS
@@ -855,7 +856,7 @@ def test_keys_of_a_turn_that_change_its_meaning(key):
     """Each known key of a turn rejects the record and is named; a null does not."""
     values = {"channel": "analysis"} | dict.fromkeys(("label", "kto_tag", "is_correct", "correct"), False)
     values |= {"prefix": True, "partial": True, "eot": False, "end_turn": False}
-    values |= {"finish_reason": "length", "stop_reason": "max_tokens"}
+    values |= {"finish_reason": "length", "stop_reason": "max_tokens", "reward": -1}
     value = values.get(key, [{"x": 1}])
     for first, second in ({}, {key: value}), ({key: value}, {}):
         with pytest.raises(BadRecord, match=f"'{key}'"):
@@ -866,7 +867,7 @@ def test_keys_of_a_turn_that_change_its_meaning(key):
 def test_what_a_turn_says_of_its_kind_is_metadata():
     """The channel of an answer, marks that it is whole, and one that it is no call of a tool."""
     turn = AS_ROLES[1] | {"channel": "final", "ipython": False, "tools": "[]"}
-    turn |= {"prefix": False, "eot": True, "finish_reason": "stop"}
+    turn |= {"prefix": False, "eot": True, "finish_reason": "stop", "reward": 0.5}
     assert conversation("messages", {"messages": [AS_ROLES[0], turn]}) == TURNS
 
 
