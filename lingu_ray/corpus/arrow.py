@@ -59,6 +59,8 @@ def _with_floats(type: pa.DataType, new: pa.DataType) -> pa.DataType:
         return new
     if pa.types.is_struct(type):
         return pa.struct([field.with_type(_with_floats(field.type, new)) for field in type])
+    if pa.types.is_map(type):
+        return pa.map_(type.key_type, _with_floats(type.item_type, new))
     if pa.types.is_fixed_size_list(type):
         return pa.list_(_with_floats(type.value_type, new), type.list_size)
     if pa.types.is_large_list(type):

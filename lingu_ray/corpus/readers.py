@@ -209,7 +209,7 @@ def _rows(split: FileSplit, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
 
 def _records(batch: pa.RecordBatch) -> list[Record | BadRecord]:
     try:
-        return batch.to_pylist()
+        return batch.to_pylist(maps_as_pydicts="strict")
     except _NOT_OF_PYTHON:  # of one row, perhaps
         return [_record(batch.slice(row, 1)) for row in range(batch.num_rows)]
 
@@ -218,14 +218,15 @@ def _record(row: pa.RecordBatch) -> Record | BadRecord:
     record: Record = {}
     for name, column in zip(row.schema.names, row.columns, strict=True):
         try:
-            record[name] = column[0].as_py()
+            record[name] = column[0].as_py(maps_as_pydicts="strict")
         except _NOT_OF_PYTHON as error:
             return BadRecord("wrong_type", f"{name!r} cannot be read: {error}")
     return record
 
 
 _NOT_OF_PYTHON = (ValueError, OverflowError, KeyError)
-"""What a value raises that Python has none for: text that is not UTF-8, a date beyond year 9999, an unknown zone."""
+"""What a value raises that Python has none for: text that is not UTF-8, a date beyond year 9999, an unknown zone; a map
+that gives a key twice."""
 
 
 def split_labels(split: FileSplit) -> Labels:

@@ -214,6 +214,19 @@ def test_floats_of_32_bits_are_the_decimals_that_they_were(tmp_path, kind):
     ]
 
 
+def test_maps_are_objects(tmp_path):
+    """At any depth; one that gives a key twice costs its row."""
+    of_text, of_floats = pa.map_(pa.string(), pa.string()), pa.map_(pa.string(), pa.float32())
+    turns = [[("role", "user"), ("content", "q")]]
+    about = [[("x", 0.1)], None, [("x", 1.0), ("x", 2.0)]]
+    columns = {"turns": pa.array([turns, [], turns], pa.list_(of_text)), "about": pa.array(about, of_floats)}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    first, second, (number, bad) = read(source(tmp_path / "a.parquet"))
+    assert first == (1, {"turns": [{"role": "user", "content": "q"}], "about": {"x": 0.1}})
+    assert second == (2, {"turns": [], "about": None})
+    assert number == 3 and isinstance(bad, BadRecord) and bad.reason == "wrong_type" and "'about'" in bad.detail
+
+
 def test_a_key_given_twice_costs_its_record(tmp_path):
     """In JSON lines, also deep in a record: a reader that keeps the last one would lose the other."""
     path = tmp_path / "a.jsonl"
