@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, placeholders
+from lingu_ray.errors import UserError
 
 # Content as a string or as parts; `<image>` stands for the student's image token.
 _TEXT = (
@@ -62,6 +63,9 @@ class ChatTemplate:
     """Renders conversations as a student reads them.
 
     `source`: the Jinja template; the student's own, or a fallback that Transformers can use as well.
+
+    Raises:
+        UserError: it has several templates, and none of them is the default.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -70,6 +74,11 @@ class ChatTemplate:
         paligemma = type(processor).__name__ == "PaliGemmaProcessor"
         fallback = (PALIGEMMA_TEMPLATE if paligemma else FALLBACK_TEMPLATE).replace("<image>", self.image_token)
         template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template or fallback
+        if isinstance(template, dict) and "default" not in template:
+            raise UserError(
+                f"chat template of {self.tokenizer.name_or_path or 'the model'}: there are {', '.join(template)}, and "
+                "none is called default: write the one for plain conversations into chat_template.jinja of its folder"
+            )
         self.source: str = template["default"] if isinstance(template, dict) else template
         self._dated = on_one_day(self.source)
         self._expanded = paligemma and self.source == fallback

@@ -55,6 +55,16 @@ def said(encoder: Encoder, sample: Sample) -> list[str]:
     return [encoder.tokenizer.decode(ids[start : marks.index(False, start)]) for start in starts]
 
 
+def test_named_templates_without_a_default_are_refused():
+    """Of several templates the default is taken; without one the error names them, and the cure."""
+    processor = tiny_processor()
+    processor.chat_template = {"default": TEMPLATES["chatml"], "rag": "r"}
+    assert Encoder(processor, 512).template == TEMPLATES["chatml"]
+    processor.chat_template = {"tool_use": "t", "rag": "r"}
+    with pytest.raises(UserError, match=r"there are tool_use, rag, and none is called default: .*chat_template.jinja"):
+        Encoder(processor, 512)
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_ids_are_those_of_the_whole_conversation(template: str):
     """For every kind of tokenizer: ids are Transformers' own for the conversation, up to the end of the last answer.
