@@ -18,6 +18,7 @@ from lingu_ray.corpus.named_file import read_named
 from lingu_ray.corpus.record import BadRecord
 
 LONGEST_KEY = 1024  # of an object; a longer text may be base64
+EMPTY = "the image is empty; a record without one has null there"
 SHOWN = 120  # characters of a reference in a message
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)
 _REMOTE = (
@@ -63,7 +64,7 @@ def read_image(reference: Any, folder: Path | str) -> bytes:
     else:
         raise BadRecord("wrong_type", f"an image must be bytes, a path or a URL, not {type(reference).__name__}")
     if not encoded:
-        raise BadRecord("missing_image", "the image is empty")
+        raise BadRecord("missing_image", EMPTY)
     return encoded
 
 
@@ -91,7 +92,7 @@ def _inner(reference: Any) -> Any:
             raise BadRecord("wrong_type", f"an image's object must have bytes, path or url; this one has {keys:.80}")
         reference = next((reference[key] for key in known if reference[key]), None)
     if reference is None or (isinstance(reference, str) and not reference):
-        raise BadRecord("missing_image", "the image is empty")
+        raise BadRecord("missing_image", EMPTY)
     return reference
 
 

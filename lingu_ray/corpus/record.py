@@ -49,7 +49,8 @@ def is_null(value: Any) -> bool:
 def is_empty(value: Any) -> bool:
     """Whether a value holds nothing: null, NaN, blank text, or a list or object of nothing but such.
 
-    `datasets` fills fields that a record lacks with null, and pandas with NaN.
+    `datasets` fills fields that a record lacks with null, and pandas with NaN. Bytes, of which there are none, were a
+    file.
     """
     if isinstance(value, str):
         return not value.strip() or is_null(value)
@@ -57,7 +58,7 @@ def is_empty(value: Any) -> bool:
         return all(map(is_empty, value.values()))
     if isinstance(value, list):
         return all(map(is_empty, value))
-    return is_null(value) or value == b""
+    return is_null(value)
 
 
 def read_field(record: Record, name: str) -> Any:

@@ -16,6 +16,7 @@ from lingu_ray.config import SourceConfig
 from lingu_ray.config.corpus import READ_BY
 from lingu_ray.corpus.check import check_messages
 from lingu_ray.corpus.formats import FORMATS
+from lingu_ray.corpus.load_image import load_image
 from lingu_ray.corpus.readers import FileSplit
 from lingu_ray.corpus.record import BadRecord, RawRow, is_empty
 from lingu_ray.corpus.record_keys import RECORD_RULES, SUPERVISED_FLAGS, TURN_RULES
@@ -862,6 +863,22 @@ def test_keys_of_a_turn_that_change_its_meaning(key):
         with pytest.raises(BadRecord, match=f"'{key}'"):
             raw_rows("messages", {"messages": [AS_ROLES[0] | first, AS_ROLES[1] | second]})
     assert conversation("messages", {"messages": [AS_ROLES[0] | {key: None}, AS_ROLES[1] | {key: []}]}) == TURNS
+
+
+@pytest.mark.parametrize(
+    ("format", "record"),
+    [
+        ("webdataset", {"jpg": b"", "json": {"messages": AS_ROLES}}),
+        ("messages", {"messages": AS_ROLES, "images": [{"bytes": b"", "path": None}]}),
+        ("prompt_completion", {"prompt": "A?", "completion": "a", "image": b""}),
+    ],
+)
+def test_a_picture_of_no_bytes_is_one(format, record):
+    """It stays in the row, which is rejected for it; null is none."""
+    (raw_row,) = raw_rows(format, record)
+    (reference,) = raw_row.images
+    with pytest.raises(BadRecord, match="the image is empty; a record without one has null there"):
+        load_image(reference, "")
 
 
 def test_what_a_turn_says_of_its_kind_is_metadata():
