@@ -11,6 +11,7 @@ from lingu_ray.corpus.encode import Encoder, PromptTooLong
 from lingu_ray.corpus.load_image import load_image
 from lingu_ray.corpus.record import BadRecord, RawRow
 from lingu_ray.corpus.row import PLACEHOLDER, Message, Messages, Row, is_target
+from lingu_ray.corpus.turns import NUMBERED
 
 OTHER_MEDIA = re.compile(r"<(video|audio)>|<\|(?i:video|audio)(_pad)?\|>")  # as files have them
 PATH_IN_TEXT = re.compile(r"<img>\s*[^<\s][^<]*</img>")  # as files for Qwen-VL name a picture; in HTML it has no end
@@ -30,7 +31,6 @@ ASKED_TO_ANSWER = re.compile(r"(### (Response|Output)|(^|\n)(?i:assistant)|ASSIS
 MISSPELLED = re.compile(r"<(?!image>)(?i:image|img)\s*/?>|</image>|\[IMG\]")
 # white space, control characters, and marks without width
 _INVISIBLE = re.compile("[\\s\\x00-\\x1f\\u00ad\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u2064\\ufeff]*")
-NUMBERED = re.compile(r"<image[ _]?\d+>")  # beside images a reference to one of them, as MMMU has it
 
 
 @dataclass(frozen=True)

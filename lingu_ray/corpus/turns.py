@@ -35,6 +35,7 @@ SYSTEM_PROMPTS = ("system", "system_prompt", "system_message", "system_instructi
 _ROLE_OF = {speaker: role for role, speakers in ROLES.items() for speaker in speakers}
 # by ms-swift, Shikra, ViP-LLaVA, Osprey, Ferret
 _FILLED_FROM_BOXES = re.compile(r"<(ref-object|boxes|points|(bbox|region|mask|bbox_location)\d*)>")
+NUMBERED = re.compile(r"<image[ _-]?\d+>", re.IGNORECASE)  # an image, or a reference to one, as MMMU has them
 _BOXES = (
     *("objects", "bboxes", "bbox", "boxes", "regions", "masks", "annotation", "annotations"),
     *("target", "box_x1y1x2y2"),
@@ -77,8 +78,15 @@ def _check_filled(record: Record, messages: Messages) -> None:
 
 
 def place_images(messages: Messages, images: list[Any]) -> RawRow:
-    """A raw row; images that no message has a placeholder for are put before the first question."""
+    """A raw row; images that no message has a placeholder for are put before the first question.
+
+    Raises:
+        BadRecord: other marks say where they stand.
+    """
     if images and not placeholders(messages):
+        asked = " ".join(message["content"] for message in messages if message["role"] != "assistant")
+        if mark := NUMBERED.search(asked):
+            raise BadRecord("image_token", f"{mark.group()} may say where an image stands: write {PLACEHOLDER} there")
         for message in messages:
             if message["role"] == "user":
                 message["content"] = PLACEHOLDER * len(images) + message["content"]

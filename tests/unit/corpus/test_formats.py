@@ -881,6 +881,17 @@ def test_a_picture_of_no_bytes_is_one(format, record):
         load_image(reference, "")
 
 
+@pytest.mark.parametrize("mark", ["<image 1>", "<image_00>", "<image1>", "<Image-1>"])
+def test_numbered_marks_are_no_places_of_images(mark):
+    """Where nothing else says where the images stand the record is rejected; beside `<image>` a mark is a reference."""
+    record = {"image": "1.png", "prompt": f"What has {mark}?", "completion": "a"}
+    assert reason_of("prompt_completion", record) == "image_token"
+    settings = {"prompt": "{prompt}", "answer": "{completion}", "image": "image"}
+    assert reason_of("template", record, **settings) == "image_token"
+    expected = [("user", f"<image>What has {mark}?"), ("assistant", "a")]
+    assert conversation("template", record, **settings | {"prompt": "<image>{prompt}"}) == expected
+
+
 def test_what_a_turn_says_of_its_kind_is_metadata():
     """The channel of an answer, marks that it is whole, and one that it is no call of a tool."""
     turn = AS_ROLES[1] | {"channel": "final", "ipython": False, "tools": "[]"}
