@@ -68,7 +68,12 @@ def _csv_record(header: list[str], fields: list[str]) -> Record | BadRecord:
         return BadRecord("bad_csv", f"{len(fields)} fields, and {len(header)} columns: {fields!r:.120}")
     if not _is_utf8(fields):
         return BadRecord("bad_csv", f"not UTF-8 text: {fields!r:.120}")
+    if found := next(filter(_QUOTED_AFTER_BLANK.fullmatch, fields), None):
+        return BadRecord("bad_csv", f"a blank before the quote of {found:.60}: take such blanks out")
     return {name: value.replace(_RETURN, "\r") for name, value in zip(header, fields, strict=True) if name}
+
+
+_QUOTED_AFTER_BLANK = re.compile(r' +"(?:[^"]|"")*"\s*')  # its quotes would be text
 
 
 def _is_utf8(fields: list[str]) -> bool:

@@ -203,7 +203,7 @@ def webdataset(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     samples to parquet: images as `{"bytes", "path"}`, `json` an object.
     """
     members = {name: value for name, value in record.items() if not is_empty(value)}
-    fields = as_dict(_decoded(members.get("json", {})), "json")
+    fields = as_dict(_decoded(members.get("json", {})), 'json, such as {"messages": [turns]},')
     named = read_images(fields)
     fields = {name: value for name, value in fields.items() if name not in IMAGE_KEYS}
     for name in members:

@@ -122,7 +122,9 @@ def _parse(line: bytes) -> Record | BadRecord:
 
 
 def _as_record(value: Any) -> Record | BadRecord:
-    return value if isinstance(value, dict) else BadRecord("wrong_type", f"a record must be an object: {value!r:.120}")
+    if isinstance(value, dict):
+        return value
+    return BadRecord("wrong_type", f'a record must be an object, such as {{"messages": [turns]}}: {value!r:.120}')
 
 
 def _read_json(split: FileSplit) -> Iterator[Numbered]:

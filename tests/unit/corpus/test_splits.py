@@ -214,6 +214,25 @@ def test_floats_of_32_bits_are_the_decimals_that_they_were(tmp_path, kind):
     ]
 
 
+def test_a_blank_before_a_quote_costs_its_line(tmp_path):
+    """The quotes would be learned as text; where a quoted field itself holds some, they are text."""
+    path = tmp_path / "a.csv"
+    path.write_text('prompt,completion\n"q", "a ""b"""\nq, a\nq," he said ""a"""\n')
+    (number, bad), *good = read(source(path))
+    assert number == 2 and isinstance(bad, BadRecord) and bad.reason == "bad_csv" and "a blank before" in bad.detail
+    assert good == [(3, {"prompt": "q", "completion": " a"}), (4, {"prompt": "q", "completion": ' he said "a"'})]
+
+
+def test_turns_without_a_record_are_told_with_the_cure(tmp_path):
+    """In a line, and in a member of a tar."""
+    turns = json.dumps([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])
+    (tmp_path / "a.jsonl").write_text(turns)
+    [(_, bad)] = read(source(tmp_path / "a.jsonl"))
+    assert isinstance(bad, BadRecord) and 'such as {"messages": [turns]}' in bad.detail
+    with pytest.raises(BadRecord, match=r'such as {"messages": \[turns\]}'):
+        list(FORMATS["webdataset"]({"json": turns.encode()}, source(tmp_path, "webdataset")))
+
+
 def test_maps_are_objects(tmp_path):
     """At any depth; one that gives a key twice costs its row."""
     of_text, of_floats = pa.map_(pa.string(), pa.string()), pa.map_(pa.string(), pa.float32())
