@@ -20,6 +20,8 @@ from lingu_ray.corpus.record import BadRecord
 LONGEST_KEY = 1024  # of an object; a longer text may be base64
 EMPTY = "the image is empty; a record without one has null there"
 SHOWN = 120  # characters of a reference in a message
+_TAKE_ZEROS = (b"\xff\xd8", b"RIFF")  # JPEG and WebP, whose decoders take zeros for gray
+_END_OF_JPEG = b"\xff\xd9"
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)
 _REMOTE = (
     "images are not downloaded during a build, nor taken from archives: "
@@ -49,6 +51,8 @@ def load_image(reference: Any, folder: Path | str) -> bytes:
         decode_image(encoded)
     except Exception as error:  # PIL raises many kinds for broken files, struct.error and SyntaxError among them
         raise BadRecord("bad_image", f"{type(error).__name__}: {error}") from error
+    if encoded.startswith(_TAKE_ZEROS) and encoded.endswith(bytes(512)) and encoded.rstrip(b"\0")[-2:] != _END_OF_JPEG:
+        raise BadRecord("bad_image", "its end is zeros, as of a copy or download that was interrupted: fetch it again")
     return encoded
 
 

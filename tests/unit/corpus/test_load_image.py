@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from tiny import picture
@@ -74,6 +75,21 @@ def test_every_reference_to_an_image_is_understood(folder, reference):
     if isinstance(reference, dict) and "{url}" in str(reference.get("url")):
         reference = {"url": reference["url"].replace("{url}", str(folder).replace(" ", "%20"))}
     assert load_image(reference, folder) == PNG
+
+
+@pytest.mark.parametrize(("format", "padding"), [("JPEG", True), ("WEBP", False)])
+def test_a_picture_whose_end_is_zeros_is_broken(format, padding):
+    """Decoders take them for gray; zeros behind the end of a JPEG are padding."""
+    file = io.BytesIO()
+    noise_HWC = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    Image.fromarray(noise_HWC).save(file, format, quality=90)
+    whole = file.getvalue()
+    half = whole[: len(whole) // 2]
+    decode_image(half + bytes(len(half)))  # else the check would not be needed
+    with pytest.raises(BadRecord, match="its end is zeros, as of a copy or download that was interrupted"):
+        load_image(half + bytes(len(half)), "")
+    padded = whole + bytes(4096) if padding else whole
+    assert load_image(padded, "") == padded
 
 
 @pytest.mark.parametrize(
