@@ -26,7 +26,7 @@ from lingu_ray.corpus.record import (
 )
 from lingu_ray.corpus.record_keys import check_turn
 from lingu_ray.corpus.row import PLACEHOLDER
-from lingu_ray.corpus.suffixes import ALL_PICTURES, MEDIA, last_suffix
+from lingu_ray.corpus.suffixes import ALL_PICTURES, MEDIA
 from lingu_ray.literals import parsed
 
 IMAGE_KEYS = ("images", "image", "image_path", "image_paths", "image_url", "image_urls", "img")
@@ -36,7 +36,9 @@ _LIKE_IMAGE_KEYS = re.compile(
 )
 _NAME_OF_IMAGE = re.compile("(image|img|picture|photo)s?[_ ]?(id|name|url|link)s?", re.IGNORECASE)
 _NAME_OF_MEDIA = re.compile("(video|audio|clip)s?[_ ]?(u?id|idx|name|file|url|link)s?", re.IGNORECASE)
-_LIKE_MEDIA_KEYS = re.compile("video|audio|clip|media|sound|speech|file_?name|path", re.IGNORECASE)
+_LIKE_FILE_KEYS = re.compile(
+    "vid|audio|clip|media|sound|speech|wav|mp[34]|file|path|id|document|chart|diagram|visual", re.IGNORECASE
+)
 _HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"%PDF-")
 _BASE64_OF_PICTURES = re.compile("data:image/[a-z+-]+;base64,|/9j/|iVBORw0K|R0lGOD|UklGR.{6}XRUJQ|SUkqA|TU0AK")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -117,6 +119,7 @@ def check_none_unread(record: Record) -> None:
         if _is_of_media(str(key), value):
             raise BadRecord("missing_media", f"{key!r} names video or audio, which are not trained on")
         named = _NAME_OF_IMAGE.fullmatch(str(key)) is not None and not is_empty(value)  # `image_id` of COCO, VQAv2, GQA
+        named = named or (_LIKE_FILE_KEYS.search(str(key)) is not None and _is_file(value, ALL_PICTURES))
         if named or _holds_picture(value) or (_LIKE_IMAGE_KEYS.search(str(key)) and _names_picture(value)):
             detail = f"{key!r} names a picture, and the conversation has none: call it 'images', or take it out"
             raise BadRecord("missing_image", detail)
@@ -143,7 +146,7 @@ def _is_of_media(key: str, value: Any) -> bool:
     """Whether a key is the name of video or audio, such as `video_id`, or a value of such a key is a file of theirs."""
     if _NAME_OF_MEDIA.fullmatch(key):
         return not is_empty(value)
-    return isinstance(value, str) and _LIKE_MEDIA_KEYS.search(key) is not None and last_suffix(value) in MEDIA
+    return _LIKE_FILE_KEYS.search(key) is not None and _is_file(value, MEDIA)
 
 
 def _names_picture(value: Any) -> bool:
@@ -153,9 +156,14 @@ def _names_picture(value: Any) -> bool:
         return any(map(_names_picture, value))
     if isinstance(value, dict):
         return any(not is_empty(value.get(key)) for key in ("bytes", "path", "url"))
-    if isinstance(value, str):
-        return Path(value.partition("?")[0].strip()).suffix.lower() in (*ALL_PICTURES, ".pdf")
-    return isinstance(value, bytes) and not is_empty(value)
+    return _is_file(value, {*ALL_PICTURES, ".pdf"}) or isinstance(value, bytes)
+
+
+def _is_file(value: Any, suffixes: set[str]) -> bool:
+    """Whether a value is a path or URL of a file with one of the suffixes, or a list with one."""
+    if isinstance(value, list):
+        return any(_is_file(item, suffixes) for item in value)
+    return isinstance(value, str) and Path(value.partition("?")[0].strip()).suffix.lower() in suffixes
 
 
 def as_images(value: Any) -> list[Any]:

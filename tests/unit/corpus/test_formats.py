@@ -916,6 +916,10 @@ def test_what_a_turn_says_of_its_kind_is_metadata():
         ("frames", ["1.png", "2.png"]),
         ("attachments", [{"url": "1.png", "contentType": "image/png"}]),
         ("img_name", "COCO_train2014_1"),
+        ("path", "a/1.jpg"),
+        ("files", ["1.png"]),
+        ("chart", "https://host.org/1.webp?w=9"),
+        ("id", "COCO_train2014_000000000001.jpg"),
     ],
 )
 def test_a_picture_that_is_not_read_rejects_the_record(key, value):
@@ -1101,6 +1105,7 @@ def test_media_that_a_template_or_text_does_not_read(key, value):
         ("speech", "1.wav"),
         ("file_name", "1.wav"),
         ("media_path", "https://host.org/1.MP4"),
+        ("files", ["1.wav"]),
     ],
 )
 def test_a_question_about_video_or_audio_that_a_key_names(key, value):
