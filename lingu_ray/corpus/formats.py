@@ -192,7 +192,7 @@ SCIENCEQA_EXTRA = ("hint", "lecture", "solution")
 def image_folder(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """An image file; its folder's name, `-` and `_` as spaces, is `{label}` in `prompt` and `answer`."""
     question = fill(source.prompt or WHAT_IS_IT, record, may_be_a_name=True)
-    answer = fill(source.answer or "{label}", record)
+    answer = fill(source.answer or "{label}", record, may_be_blank=False)
     yield place_images(question_and_answer(question, answer), [record["image"]])
 
 
@@ -276,7 +276,7 @@ def template(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     if not source.image:
         check_no_picture(record, "set `image` to its column")
     question = fill(source.prompt, record, may_be_a_name=source.image is not None)
-    turn = question_and_answer(question, fill(source.answer, record))
+    turn = question_and_answer(question, fill(source.answer, record, may_be_blank=False))
     if source.image and is_empty(read_field(record, source.image)):
         raise BadRecord("missing_image", f"column {source.image!r} holds no image")
     yield place_images(turn, as_images(record[source.image]) if source.image else [])

@@ -1327,6 +1327,19 @@ def test_images_of_a_sample_stand_in_the_order_in_which_its_json_names_them():
         assert reason_of("webdataset", sample) in ("image_count", "missing_image")
 
 
+def test_a_blank_column_of_a_template_is_missing():
+    """Of an answer each, as a table has null; of a prompt all of them, for an instruction may have no input."""
+    settings = {"prompt": "Do {task}: {input}", "answer": "It is {name}."}
+    record = {"task": "it", "input": "", "name": "red"}
+    assert conversation("template", record, **settings) == [("user", "Do it: "), ("assistant", "It is red.")]
+    for blank, name in (({"name": " "}, "name"), ({"task": ""}, "task")):
+        with pytest.raises(BadRecord, match=f"{{{name}}} of .* is blank") as error:
+            raw_rows("template", record | blank, **settings)
+        assert error.value.reason == "missing_value"
+    with pytest.raises(BadRecord, match=r"{title} of .* is blank"):
+        raw_rows("text", {"text": "a b c", "title": ""}, prompt="Go on with {title}:", prompt_words=1)
+
+
 def test_template_names_the_missing_column():
     """A format string over a column that is not there names it and those that are."""
     with pytest.raises(BadRecord, match=r"no column 'q'.*there are: question"):
