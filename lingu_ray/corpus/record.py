@@ -40,9 +40,12 @@ class RawRow:
 
 
 def is_null(value: Any) -> bool:
-    """Whether a value is null, or NaN, which a table of pandas has in its place; or what pandas prints for it."""
+    """Whether a value is null, or NaN, which a table of pandas has in its place; or a text that stands for it.
+
+    pandas prints the first three, and Self-Instruct and Alpaca write the others.
+    """
     if isinstance(value, str):
-        return value in ("nan", "NaT", "<NA>")
+        return value in ("nan", "NaT", "<NA>", "<noinput>", "<nooutput>")
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 

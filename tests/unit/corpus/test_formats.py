@@ -286,6 +286,7 @@ def test_a_list_of_texts_that_stands_as_text_is_not_printed(column):
         (Decimal("3.10"), "3.10"),
         (datetime.date(2026, 1, 31), "2026-01-31"),
         *[(value, "missing_value") for value in (None, float("nan"), float("inf"), Decimal("NaN"), "nan", "<NA>")],
+        ("<nooutput>", "missing_value"),
         *[(value, "wrong_type") for value in (["red", "blue"], {"a": 1}, b"bytes", [], len)],
     ],
 )
@@ -410,6 +411,7 @@ AS_LLAVA = [{"from": "human", "value": "A?"}, {"from": "gpt", "value": "a"}]
         ("instruction", {"instruction": "A?", "input": None, "output": "a", "system": "", "history": None}),
         ("instruction", {"instruction": "A?", "input": NAN, "output": "a", "system": NAN, "history": NAN}),
         ("instruction", {"instruction": "A?", "input": "nan", "output": "a", "system": "<NA>", "history": "nan"}),
+        ("instruction", {"instruction": "A?", "input": "<noinput>", "output": "a"}),
         ("llava", {"conversations": AS_LLAVA, "image": NAN, "tools": NAN, "weight": NAN, "video": NAN}),
         ("llava", {"conversations": AS_LLAVA, "image": "nan", "tools": "nan", "weight": "nan", "video": "NaT"}),
         ("messages", {"messages": [{"role": "system", "content": ""}, *AS_ROLES]}),
