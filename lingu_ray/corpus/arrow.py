@@ -1,10 +1,13 @@
-"""Arrow files, as streams (what `datasets` writes) or in the file format (`.arrow` of other libraries, Feather)."""
+"""Arrow files, as streams (what `datasets` writes) or in the file format (`.arrow` of other libraries, Feather).
+
+Where this is imported, as by all of the room, columns of pickled objects in any Arrow or parquet file are bytes.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +17,26 @@ from lingu_ray import storage
 
 FILE_FORMAT = b"ARROW1"
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
+PICKLED = "ray.data.arrow_pickled_object"
+
+
+class _Bytes(pa.ExtensionType):
+    """Stands for Ray Data's type of pickled objects, whose values would run whatever code is in the file."""
+
+    def __init__(self, storage: pa.DataType) -> None:
+        super().__init__(storage, PICKLED)
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage: pa.DataType, _: bytes) -> _Bytes:
+        return cls(storage)
+
+
+with suppress(pa.ArrowKeyError):  # Ray Data is not imported yet; it leaves a type of that name in place
+    pa.unregister_extension_type(PICKLED)
+pa.register_extension_type(_Bytes(pa.large_binary()))
 
 
 def random_access(path: str) -> pa.NativeFile | str:
