@@ -135,7 +135,8 @@ def test_ray_is_where_its_sockets_fit(shell, tmp_path: Path, tmpdir: str | None,
     (tmp_path / ".shared-12345678").touch()
     places = {"state": str(tmp_path), "output_dir": "", "head_is_up": str(tmp_path), "head_address": "10.0.0.1"}
     given = {} if tmpdir is None else {"TMPDIR": tmpdir}
-    text = "\n".join([*(function(SBATCH, name) for name in FUNCTIONS), "start_node"])
+    makes_none = "make_own() { :; }"  # where tests may not write
+    text = "\n".join([*(function(SBATCH, name) for name in FUNCTIONS), makes_none, "start_node"])
     done = shell(text, **JOB, **places, **given)
     (folder,) = re.findall(r"^--temp-dir=(.+)$", done.stdout, re.MULTILINE)
     assert folder == f"{taken}/lr-12345678-123"
@@ -144,3 +145,20 @@ def test_ray_is_where_its_sockets_fit(shell, tmp_path: Path, tmpdir: str | None,
     if tmpdir is not None and tmpdir != taken:
         with pytest.raises(OSError, match="cannot exceed 107 bytes"):
             validate_socket_filepath(f"{tmpdir}/lr-12345678-123/{SESSION}")
+
+
+def test_the_folder_of_ray_is_the_users_own(shell, tmp_path: Path) -> None:
+    """One that another user has made, or a link, would let them replace what runs; a requeued job finds its own."""
+    call = f"{function(SBATCH, 'make_own')}\nmake_own"
+    own, link, foreign = tmp_path / "own", tmp_path / "link", tmp_path / "foreign" if os.getuid() == 0 else Path("/usr")
+    for _ in range(2):
+        shell(f"{call} {own}")
+        assert own.stat().st_mode & 0o777 == 0o700
+    link.symlink_to(own)
+    if os.getuid() == 0:
+        foreign.mkdir()
+        os.chown(foreign, 12345, -1)
+    for refused in (link, foreign, tmp_path / "nowhere/folder"):
+        with pytest.raises(subprocess.CalledProcessError) as error:
+            shell(f"{call} {refused}", SLURMD_NODENAME="n1")
+        assert f"{refused} on n1 cannot be made, or is another user's" in error.value.stderr
