@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ def connect(settings: RayConfig) -> None:
 def _start() -> None:
     if not os.path.isabs(os.path.expanduser("~")):
         raise UserError("no home folder of this user is known, where Ray keeps its token: set HOME to one")
+    _keep_token_private()
     try:
         with exit_on_interrupt(), _in_groups_of_their_own():
             # Without `local` Ray joins what the last `ray start` on this machine left word of, be it gone
@@ -89,6 +90,14 @@ def _start() -> None:
             "Ray does not start on this machine in the time that it gives itself. Run the same command again when the "
             f"machine is less busy; where it was idle, {logs} says why"
         ) from error
+
+
+def _keep_token_private() -> None:
+    """Close `~/.ray` to others: Ray writes its token there for all to read, and who has it may run anything here."""
+    with suppress(OSError, RuntimeError):  # Ray says what is wrong with the folder, where it needs it
+        folder = Path.home() / ".ray"
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o700)
 
 
 def _join(address: str, setting: str) -> None:

@@ -122,6 +122,17 @@ def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         assert "no home folder of this user is known, where Ray keeps its token: set HOME to one" in command.finish()
 
 
+@pytest.mark.slow
+def test_nobody_else_can_read_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Ray writes it for all to read: its folder is the user's alone, also one that Ray made before."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / ".ray").mkdir(mode=0o755)
+    with Command([sys.executable, "-c", START_RAY], env={"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}) as command:
+        command.finish()
+    assert (tmp_path / ".ray/auth_token").exists()
+    assert (tmp_path / ".ray").stat().st_mode & 0o077 == 0
+
+
 def test_a_machine_on_which_ray_starts_too_slowly(monkeypatch: pytest.MonkeyPatch):
     """Ray gives up after half a minute, with an error of no type: what helps is told."""
 
