@@ -31,7 +31,7 @@ from lingu_ray.config import Section
 from lingu_ray.config.command_line import names_and_settings
 from lingu_ray.config.help_pages import Help
 from lingu_ray.config.layout import meant
-from lingu_ray.errors import UserError, run_command
+from lingu_ray.errors import UserError, printable, run_command
 from lingu_ray.paths import absolute, model_path
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
         try:
             reply(conversation, line.strip())
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
 
 
 def read_arguments(arguments: list[str]) -> tuple[str, list[Path], ChatConfig]:
@@ -144,7 +144,7 @@ def reply(conversation: Conversation, line: str) -> None:
         raise UserError(f"the question has bytes that are not {sys.stdin.encoding}: write it in that encoding")
     elif line:
         with explained("the answer", "/new starts a new conversation; fewer or smaller images, or device=cpu"):
-            conversation.ask(line, lambda piece: print(piece, end="", flush=True))
+            conversation.ask(line, lambda piece: print(printable(piece), end="", flush=True))
         print()
 
 

@@ -22,6 +22,8 @@ _FULL = re.compile(r".*(?:No space left on device|Disk quota exceeded).*")  # Ru
 # A context, a stream, pinned memory; a handle of cuBLAS or cuDNN; a buffer of NCCL: none comes from torch's allocator
 _FULL_GPU = re.compile(r".*(?:error: out of memory|_STATUS_ALLOC_FAILED|Cuda failure.*out of memory).*")
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and line feeds
+
 
 class UserError(Exception):
     """Something in the settings, the data or the machine that the user can fix.
@@ -90,10 +92,22 @@ def first_line(error: object) -> str:
     return str(error).strip().partition("\n")[0]
 
 
+def printable(text: str) -> str:
+    """Text of data, files or models with its control characters escaped: a terminal would obey them."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def some(names: Sequence[object], count: int = 3) -> str:
     """The first names, and how many more there are: `a, b, c and 4 more`."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(map(str, names[:count])) + more
+
+
+class _Printable(logging.Formatter):
+    """A log record's message, and the traceback of its error, as a terminal may have them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class _Lasting:
@@ -151,14 +165,15 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     collect_less()
     terminate_as_interrupt()
     _prepare_streams()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    (shown := logging.StreamHandler()).setFormatter(_Printable())
+    logging.basicConfig(level=logging.INFO, handlers=[shown])
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # each retry, twice
     try:
         _require_usable_process()
         main(sys.argv[1:])
         sys.stdout.flush()
     except UserError as error:
-        sys.exit(as_called(f"error: {error}"))
+        sys.exit(as_called(f"error: {printable(str(error))}"))
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(130)
@@ -170,6 +185,6 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     except Exception as error:
         if (told := full_disk(error) or no_permission(error)) is None:
             raise
-        sys.exit(as_called(f"error: {told}"))
+        sys.exit(as_called(f"error: {printable(str(told))}"))
     finally:
         gc.freeze()  # else the interpreter, as it ends, looks through all that was imported, for seconds

@@ -20,7 +20,7 @@ from lingu_ray.corpus.formats import FORMATS
 from lingu_ray.corpus.readers import FileSplit, reading
 from lingu_ray.corpus.record import BadRecord, Numbered, RawRow, Record
 from lingu_ray.corpus.store import MESSAGES
-from lingu_ray.errors import UserError
+from lingu_ray.errors import UserError, printable
 from lingu_ray.storage import local_copy
 
 ROWS_PER_BLOCK = 64
@@ -122,8 +122,10 @@ def _said(message: str) -> str:
 
 
 def _storable(text: str) -> str:
-    """Text that Arrow takes: half surrogates, which names of files and broken records have, are escaped."""
-    return text.encode(errors="backslashreplace").decode()
+    """Text that Arrow and terminals take: half surrogates, which names of files and broken records have, are escaped,
+    and control characters.
+    """
+    return printable(text.encode(errors="backslashreplace").decode())
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from lingu_ray.conversation import Conversation, read_image
 from lingu_ray.corpus.chat_template import FALLBACK_TEMPLATE
 from lingu_ray.corpus.row import PLACEHOLDER, Row
 from lingu_ray.distill.generate import Prompt, generate_answers
-from lingu_ray.errors import UserError
+from lingu_ray.errors import UserError, printable
 from lingu_ray.paths import model_path
 
 SHORT = ChatConfig(max_new_tokens=8, device="cpu")
@@ -139,6 +139,14 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(models: Path):
     assert len(cut) < len(whole) and whole.startswith(cut)
     assert conversation.messages[-1] == {"role": "assistant", "content": cut}
     assert conversation.ask("Go on.", ignore)
+
+
+def test_an_answer_does_not_command_the_terminal(models: Path, capsys: pytest.CaptureFixture[str]):
+    """Control characters that a model writes are shown as what they are."""
+    conversation = opened(models / "vlm", config=ChatConfig(max_new_tokens=200))
+    reply(conversation, "One?")
+    answer, shown = conversation.messages[-1]["content"], capsys.readouterr().out
+    assert printable(answer) != answer and printable(answer) in shown and printable(shown) == shown
 
 
 def test_sampling_differs_from_greedy(models: Path):
@@ -294,7 +302,7 @@ def test_the_command_talks_on_a_terminal(models: Path):
         printed = command.finish(seconds=120)
     assert "Idefics3ForConditionalGeneration" in printed and "text and images, on cpu" in printed
     assert printed.count("/image PATH") == 2
-    assert opened(models / "vlm").ask("One?", ignore) in printed
+    assert printable(opened(models / "vlm").ask("One?", ignore)) in printed
 
 
 def test_who_waits_for_the_hub_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):

@@ -199,6 +199,19 @@ def test_a_command_without_streams_ends_as_with_them():
     assert (done.stdout, done.stderr) == ("0\n0\n1\n", "")
 
 
+def test_messages_do_not_command_a_terminal():
+    """Names from data and models stand in errors and in what is logged: control characters are escaped."""
+    code = (
+        "import logging\nfrom lingu_ray.errors import UserError, run_command\n"
+        "def main(arguments):\n"
+        "    logging.getLogger('x').warning('of %s\\n\\tand more', '\\x1b[2J')\n"
+        "    raise UserError('no \\x9b2J, no \\r')\n"
+        "run_command(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "of \\x1b[2J\n\tand more\nerror: no \\x9b2J, no \\r\n"
+
+
 def test_a_full_disk_is_told_in_one_line():
     """Whatever a command writes as a disk fills up, the line names the file, and no traceback follows."""
     code = (

@@ -183,6 +183,13 @@ def test_broken_characters_can_be_stored(tmp_path, monkeypatch, encoder):
     assert [row["reason"] for row in found] == ["bad_text", "missing_field", "missing_image"]
 
 
+def test_no_reject_commands_a_terminal(tmp_path, monkeypatch, encoder):
+    """What a record's key or picture is called is told where rejects are, with its control characters escaped."""
+    records = [{"\x1b]0;title\x07": 1}, GOOD | {"image": "\x9b2J.png"}]
+    told = [row["excerpt"] for row in rows(tmp_path, records, encoder, monkeypatch)]
+    assert r"there are: \x1b]0;title\x07" in told[0] and r"/\x9b2J.png: No such file" in told[1]
+
+
 def test_flags_reach_the_sample(tmp_path, monkeypatch, encoder):
     """An answer that is no target of the loss is none when the corpus is read and encoded; no other one has a flag."""
     turns = [
