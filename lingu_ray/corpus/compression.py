@@ -15,6 +15,7 @@ import pyarrow as pa
 from lingu_ray import storage
 
 LINES_BYTES = 4 << 20  # of a JSONL or text split
+RECORD_BYTES = 1 << 30  # the most that a line or a file of an archive may have: a few KB, compressed, can be any number
 _READ = 1 << 18  # compressed bytes at once
 
 
@@ -104,6 +105,9 @@ def is_compressed(path: str | Path) -> bool:
 
 
 def read_block(file: BufferedIOBase) -> bytes:
-    """The next whole lines, about `LINES_BYTES` of them; empty at the end."""
+    """The next whole lines, about `LINES_BYTES` of them; empty at the end. Raises ValueError for an endless line."""
     block = file.read(LINES_BYTES)
-    return block + file.readline() if block else block
+    rest = file.readline(RECORD_BYTES) if block else b""
+    if len(rest) == RECORD_BYTES:
+        raise ValueError(f"a line of it has more than {RECORD_BYTES:,} bytes, which no record has")
+    return block + rest

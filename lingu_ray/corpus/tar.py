@@ -7,6 +7,8 @@ from io import BufferedIOBase
 from tarfile import HeaderError, ReadError, TarFile, TarInfo
 from typing import Self
 
+from lingu_ray.corpus.compression import RECORD_BYTES
+
 
 class _Member(TarInfo):
     """A member of one archive. `ended`: whether the end mark of the archive was the last thing read."""
@@ -38,11 +40,13 @@ def members(file: BufferedIOBase) -> Iterator[tuple[str, bytes]]:
     """Name and content of every file in an archive, or in several joined ones, without hidden files.
 
     Raises:
-        ReadError: it is damaged, or its end is missing.
+        ReadError: it is damaged, its end is missing, or a file is too large; a sparse one is its size in zeros.
     """
     of_archive = type("Member", (_Member,), {})
     with TarFile.open(fileobj=file, mode="r|", tarinfo=of_archive, ignore_zeros=True) as archive:
         for member in archive:
+            if member.size > RECORD_BYTES:
+                raise ReadError(f"{member.name} in it has {member.size:,} bytes, and may have {RECORD_BYTES:,}")
             hidden = member.name.rpartition("/")[2].startswith(".")  # macOS adds one to each file
             if member.isfile() and not hidden and (content := archive.extractfile(member)) is not None:
                 yield member.name, content.read()
