@@ -36,7 +36,7 @@ def build_processor(settings: Settings, path: str) -> Idefics3Processor:
         UserError: there is no tokenizer, or not the one that the checkpoint was trained with.
     """
     try:
-        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path))
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path, trust_remote_code=False))
     except HUB_ERRORS as error:
         raise UserError(f"tokenizer={path}: cannot be loaded. {error}") from error
     tokenizer.pad_token = tokenizer.eos_token

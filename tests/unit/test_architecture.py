@@ -130,3 +130,24 @@ def test_documents_name_files_that_exist() -> None:
     named = {(page.name, name) for page in documents for name in pattern.findall(page.read_text())}
     assert len(named) > 20
     assert not [(page, name) for page, name in sorted(named) if not (ROOT / name).exists()]
+
+
+def test_whether_code_of_a_model_is_run_is_said_everywhere() -> None:
+    """Where it is not, Transformers asks on the terminal: of whatever class chooses a model's own."""
+    calls = [
+        (path, node)
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "from_pretrained"
+        and isinstance(node.func.value, ast.Name)
+        and (node.func.value.id.startswith("Auto") or node.func.value.id == "loader")
+    ]
+    assert len(calls) > 5
+    unsaid = [
+        f"{path.relative_to(ROOT)}:{call.lineno}"
+        for path, call in calls
+        if not {"trust_remote_code", "state_dict"} & {keyword.arg for keyword in call.keywords}
+    ]
+    assert not unsaid

@@ -1,5 +1,7 @@
 """A nanoVLM checkpoint becomes an Idefics3 with the same logits, and a processor with nanoVLM's ids and images."""
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +185,20 @@ def test_dtype_and_command_line(tmp_path: Path):
     with pytest.raises(UserError, match="tokenizer="):
         main([str(tmp_path), str(tmp_path / "other"), f"tokenizer={tmp_path / 'none'}"])
     assert not (tmp_path / "other").exists()
+
+
+def test_no_code_of_a_tokenizer_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A checkpoint names its tokenizer: Transformers would ask on the terminal whether to run what comes with it."""
+    own, created = tmp_path / "own", tmp_path / "created"
+    own.mkdir()
+    (own / "code.py").write_text(f"open({str(created)!r}, 'w')\nclass Tokenizer: ...\n")
+    named = {"tokenizer_class": "Tokenizer", "auto_map": {"AutoTokenizer": ["code.Tokenizer", None]}}
+    (own / "tokenizer_config.json").write_text(json.dumps(named))
+    nano.write_checkpoint(tmp_path, SETTINGS, STATES)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(UserError, match=r"tokenizer=.*/own: cannot be loaded\. .*custom code"):
+        main([str(tmp_path), str(tmp_path / "out"), f"tokenizer={own}"])
+    assert not created.exists()
 
 
 def test_what_is_no_nanovlm_is_refused(tmp_path: Path):

@@ -184,7 +184,8 @@ class _StopTexts(StoppingCriteria):
 def load_model(files: ModelFiles, dtype: torch.dtype = torch.float32) -> Any:
     """Load the weights on the CPU; raises UserError where Transformers cannot, or finds not all of them."""
     place, origin = model_origin(files.path)
-    loader, weights = loader_of(files.processor is not None), origin or {"use_safetensors": True}
+    loader = loader_of(files.processor is not None)
+    weights: dict[str, Any] = origin or {"use_safetensors": True}
     try:
         # One precision for all models, so that scores differ by their weights alone.
         model = load_whole(loader, f"model {files.path}", place, dtype=dtype, **weights)

@@ -39,7 +39,7 @@ def unsupported_reason(path: Path | str) -> str | None:
     if reason := obvious_reason(path):
         return reason
     try:
-        config = AutoConfig.from_pretrained(local_copy(path))
+        config = AutoConfig.from_pretrained(local_copy(path), trust_remote_code=False)
     except NOT_LOADABLE as error:
         return f"its configuration cannot be read: {error}"
     if reason := _not_a_llama(config):

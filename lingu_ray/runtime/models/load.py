@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -235,7 +235,7 @@ def make_vision(settings: VisionConfig) -> VisionParts:
 
 def _load_lm(settings: TeacherConfig, dtype: torch.dtype) -> PreTrainedModel:
     place, gguf = model_origin(local_copy(settings.path))
-    weights = gguf or {"use_safetensors": True}
+    weights: dict[str, Any] = gguf or {"use_safetensors": True}
     origin = f"teacher.path={settings.path}"
     with loading("teacher.path", settings.path, "cannot be loaded as a causal LM"):
         return load_whole(AutoModelForCausalLM, origin, place, revision=settings.revision, dtype=dtype, **weights)

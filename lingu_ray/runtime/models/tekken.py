@@ -18,16 +18,19 @@ from transformers.utils import cached_file
 _FILE = "tekken.json"
 
 
-def read_tokenizer(place: str, revision: str | None = None, **arguments: Any) -> Any:
+def read_tokenizer(place: str, revision: str | None = None, trust_remote_code: bool = False, **arguments: Any) -> Any:
     """A tokenizer by `AutoTokenizer`; `place`: a folder or hub id."""
     own = _read_by_transformers(place, revision)
-    return _with_special_tokens(AutoTokenizer.from_pretrained(place, revision=revision, **own, **arguments))
+    tokenizer = AutoTokenizer.from_pretrained(
+        place, revision=revision, trust_remote_code=trust_remote_code, **own, **arguments
+    )
+    return _with_special_tokens(tokenizer)
 
 
-def read_processor(place: str, revision: str | None = None, **arguments: Any) -> Any:
+def read_processor(place: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """A processor by `AutoProcessor`; `place`: a folder or hub id."""
     own = _read_by_transformers(place, revision)
-    processor = AutoProcessor.from_pretrained(place, revision=revision, **own, **arguments)
+    processor = AutoProcessor.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code, **own)
     if hasattr(processor, "tokenizer"):
         processor.tokenizer = _with_special_tokens(processor.tokenizer)
     return processor

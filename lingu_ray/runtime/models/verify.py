@@ -43,11 +43,11 @@ def verify_export(
     Raises:
         UserError: it does not load, a tensor differs, the prompt is not the one of training, or the answer fails.
     """
-    trusted = {"trust_remote_code": True} if trust_remote_code else {}
     try:
-        model = load_whole(AutoModelForImageTextToText, "the export", str(folder), dtype=dtype, **trusted)
+        model = load_whole(AutoModelForImageTextToText, "the export", str(folder), trust_remote_code, dtype=dtype)
         compare_weights(model, tensors)
-        inputs = question(AutoProcessor.from_pretrained(folder, **trusted), Encoder(processor, 1))
+        saved = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        inputs = question(saved, Encoder(processor, 1))
     except NOT_LOADABLE as error:
         raise UserError(f"the export does not load again: {error}") from error
     answer(model, inputs)

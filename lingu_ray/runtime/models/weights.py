@@ -70,13 +70,16 @@ def loading(setting: str, path: str, what: str) -> Iterator[None]:
         raise UserError(f"{setting}: {what}: {why_not_loaded(path, error)}") from error
 
 
-def load_whole(loader: Any, origin: str, place: str | None, **arguments: Any) -> PreTrainedModel:
+def load_whole(
+    loader: Any, origin: str, place: str | None, trust_remote_code: bool = False, **arguments: Any
+) -> PreTrainedModel:
     """A model with all of its weights from its files.
 
     Args:
         loader: a class with `from_pretrained`.
         origin: the setting and its value, for messages: `teacher.path=models/lm`.
         place: a folder or hub id; None where `config` and `state_dict` are among the arguments.
+        trust_remote_code: whether code of its own is run; Transformers would ask on the terminal.
         arguments: further ones of `from_pretrained`.
 
     Raises:
@@ -87,7 +90,11 @@ def load_whole(loader: Any, origin: str, place: str | None, **arguments: Any) ->
     with _without_load_report():
         # Transformers raises at other shapes without naming them; the report names them, and is an error here
         model, report = loader.from_pretrained(
-            place, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+            place,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=trust_remote_code,
+            **arguments,
         )
     if (file := arguments.get("gguf_file")) is not None:
         refuse_unread(model, origin, str(place), file, arguments.get("revision"))
