@@ -39,6 +39,7 @@ from lingu_ray.runtime.models.weights import (
     load_whole,
     loading,
     refuse_adapter,
+    refuse_endless,
     refuse_quantized,
     refuse_unread,
 )
@@ -60,7 +61,8 @@ def read_config(path: str, revision: str | None, trust_remote_code: bool, settin
 
     Raises:
         UserError: it cannot be loaded, needs code of its own, or is that of an adapter, or of a GGUF file that is not
-            read whole; a local folder is given a revision, or a hub id two. The message names the setting.
+            read whole, or has layers without end; a local folder is given a revision, or a hub id two. The message
+            names the setting.
     """
     if is_on_hub(path):
         if revision is not None and "@" in path:
@@ -74,6 +76,7 @@ def read_config(path: str, revision: str | None, trust_remote_code: bool, settin
     refuse_adapter(place, revision, setting)
     try:
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code, **origin)
+        refuse_endless(config, path, setting)
         if origin:
             refuse_unread(
                 empty_model(AutoModelForCausalLM, config), f"{setting}={path}", place, revision=revision, **origin

@@ -29,10 +29,14 @@ from lingu_ray.paths import why_not_loaded
 from lingu_ray.runtime.models import gguf
 from lingu_ray.runtime.models.tensor_headers import COPY_AGAIN, Stored, listed
 
-NOT_LOADABLE = (*HUB_ERRORS, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError, struct.error)
+NOT_LOADABLE = (
+    *(*HUB_ERRORS, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError, struct.error),
+    *(ArithmeticError, AssertionError),
+)
 """What Transformers raises where there is no model, one that it does not know, a file that was cut off (GGUF), or a
-field of a configuration that is of another type.
+field of a configuration that is of another type, or a number that no model has, as a patch of 0 pixels.
 """
+MOST_LAYERS = 10_000  # Transformers makes whatever number a configuration names, until memory is full
 
 _JSON_FILES = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
@@ -201,6 +205,13 @@ def refuse_quantized(config: PreTrainedConfig, path: str, setting: str) -> None:
         f"{setting}: the weights of {path} are quantized ({method}): training needs them as they were before. "
         f"{_NOT_QUANTIZED}"
     )
+
+
+def refuse_endless(config: PreTrainedConfig, path: str, setting: str) -> None:
+    """Raise UserError for a model, or a part of one, that has more layers than any."""
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        if (layers := getattr(part, "num_hidden_layers", None) or 0) > MOST_LAYERS:
+            raise UserError(f"{setting}: {path} has num_hidden_layers={layers}, which is no number of layers")
 
 
 def refuse_unread(model: PreTrainedModel, origin: str, place: str, gguf_file: str, revision: str | None = None) -> None:

@@ -131,6 +131,17 @@ def adapter_alone(folder: Path) -> None:
     with_adapter(folder)
 
 
+def decoder(**values: int) -> Callable[[Path], None]:
+    """Writes numbers into what the model's configuration says of its decoder."""
+
+    def write(folder: Path) -> None:
+        found = json.loads((folder / "config.json").read_text())
+        found.get("text_config", found).update(values)
+        (folder / "config.json").write_text(json.dumps(found))
+
+    return write
+
+
 def quantized(**settings: Any) -> Callable[[Path], None]:
     """A configuration that says how the weights are quantized."""
     return lambda folder: changed_json(folder / "config.json", quantization_config=settings)
@@ -187,6 +198,8 @@ MUTILATIONS: dict[str, tuple[Callable[[Path], None], str]] = {
     "FP8 that is not said": (eight_bits(torch.float8_e4m3fn), r"are quantized \(F8_E4M3: .*_proj"),
     "INT8 that is not said": (eight_bits(torch.int8), r"are quantized \(I8: .*_proj"),
     "own code": (own_code, "comes with model code of its own"),
+    "endless layers": (decoder(num_hidden_layers=10**12), "has num_hidden_layers=1000000000000, which is no"),
+    "fewer tokens than none": (decoder(vocab_size=-1), "cannot be loaded as a"),
     "a field of another type": (
         lambda f: changed_json(f / "config.json", tie_word_embeddings="both"),
         "'tie_word_embeddings'(?s:.*)expected bool",
