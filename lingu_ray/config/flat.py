@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from lingu_ray.config import Schedule, strict_yaml
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+(?=@)")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+(?=@)|(?<=[?&]password=)[^&\s]+|(?<=[?&]token=)[^&\s]+|(?<=[?&]sig=)[^&\s]+")
 
 
 def flat(settings: BaseModel | dict[str, Any]) -> dict[str, str]:
@@ -36,5 +36,5 @@ def _text(value: Any) -> str:
 
 
 def without_credentials(text: str) -> str:
-    """The text with `…` in place of user and password in addresses."""
+    """The text with `…` in place of user and password in addresses, and of password, token or signature in queries."""
     return _CREDENTIALS.sub("…", text)

@@ -242,6 +242,10 @@ def test_credentials_are_left_out() -> None:
         without_credentials("see https://me:p@ss@host/a@b and http://host/a")
         == "see https://…@host/a@b and http://host/a"
     )
+    assert (
+        without_credentials("postgresql://host/db?user=me&password=p/s&ssl=on, https://host/a?sig=s%2B&token=t")
+        == "postgresql://host/db?user=me&password=…&ssl=on, https://host/a?sig=…&token=…"
+    )
 
 
 def test_the_store_is_the_settings_then_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
