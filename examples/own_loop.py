@@ -101,4 +101,6 @@ def main(student_path: str, teacher_path: str, data: str, out: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        sys.exit(__doc__)
     main(*sys.argv[1:])
