@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator
 from random import Random
@@ -14,7 +15,11 @@ from lingu_ray.config.settings import changed
 from lingu_ray.errors import UserError
 from tuning.space import Domain, Space, Values, configure, corner_values, is_whole
 
+log = logging.getLogger(__name__)
+
 _DRAWS_CHECKED = 64
+Tried = tuple[Values, Config]
+"""Values of a trial, and its configuration."""
 
 
 def check(space: Space, base: Config) -> None:
@@ -25,8 +30,10 @@ def check(space: Space, base: Config) -> None:
             "folder on storage that all nodes share, or leave pbt out"
         )
     _check_one_origin(space, base)
+    corners, draws = list[Tried](), list[Tried]()
     for values in corner_values(space):
         config = configure(base, values, space.name)
+        corners.append((values, config))
         if space.pbt and any(isinstance(v, dict) for v in values.values()):
             raise UserError(f"{space.name}: pbt makes the schedules itself: give numbers")
         _check_stopping(space, config)
@@ -37,9 +44,30 @@ def check(space: Space, base: Config) -> None:
             )
     for values in _draws(space, base):
         try:
-            configure(base, values, space.name)
+            draws.append((values, configure(base, values, space.name)))
         except UserError as error:
             raise UserError(f"{error}, as a draw from search: list what fits by `choice` or `grid`") from error
+    _check_effect(space, corners, draws or corners)
+
+
+def _check_effect(space: Space, corners: list[Tried], trials: list[Tried]) -> None:
+    """Refuse a key that has no effect whatever the others are, and tell of one that has none in some of the trials."""
+    for key, needs in _needs(corners).items():
+        if None not in needs:
+            raise UserError(f"{space.name}: {key} has no effect in any trial: it {needs[0]}")
+    for key, needs in _needs(trials).items():
+        if without := [need for need in needs if need is not None]:
+            log.warning("%s has no effect in some trials, which train alike whatever it is: it %s", key, without[0])
+
+
+def _needs(tried: list[Tried]) -> dict[str, list[str | None]]:
+    """By key, for each of the combinations that have it: what it needs to have an effect; None where it has one."""
+    found: dict[str, list[str | None]] = {}
+    for values, config in tried:
+        unread = config.unread()
+        for key in values:
+            found.setdefault(key, []).append(unread[key][1] if key in unread else None)
+    return found
 
 
 def _check_one_origin(space: Space, base: Config) -> None:

@@ -29,6 +29,8 @@ from lingu_ray.storage import below, place, working_folder
 ControlName = Literal["same_ce", "plain_ce"]
 CONTROLS: tuple[str, str] = get_args(ControlName)
 """Names of the controls: runs beside a run, without the teacher."""
+_OF_KD = ("divergence", "beta", "top_k", "temperature", "kd_normalizer")
+"""Of `distill`, what only the KD term reads."""
 
 
 class Config(Section):
@@ -147,21 +149,37 @@ class Config(Section):
         return self.distill.policy != "none" and not self.distill.w_kd.always_zero
 
     def without_effect(self) -> Iterator[str]:
-        """A sentence for each setting that has no effect, with the setting that it needs; none without a KD term.
+        """A sentence for each setting that was given and has no effect, with the setting that it needs; none without a
+        KD term.
 
-        Such settings are not refused, since a sweep may search the other setting.
+        Such settings are not refused: the same file may be run with the other setting.
         """
         if not self.uses_teacher:
             return
-        distill = self.distill
-        if distill.divergence != "jsd" and not distill.has_default("beta"):
-            yield f"distill.beta is read by distill.divergence=jsd, not by {distill.divergence}"
-        for name in ("sampled_tokens", "sampling_temperature"):
-            if not distill.on_policy and not distill.has_default(name):
-                yield f"distill.{name} needs a distill.on_policy above 0"
+        for key, (section, needs) in self.unread().items():
+            if not section.has_default(key.rpartition(".")[2]):
+                yield f"{key} {needs}"
+
+    def unread(self) -> dict[str, tuple[Section, str]]:
+        """Settings of the method that have no effect, whatever they are: the section of each, and what it needs."""
+        distill, found = self.distill, dict[str, tuple[Section, str]]()
+        if not distill.on_policy:
+            needs = "needs a distill.on_policy above 0"
+            found |= {f"distill.{name}": (distill, needs) for name in ("sampled_tokens", "sampling_temperature")}
+        if distill.divergence != "jsd":
+            found["distill.beta"] = (distill, f"is read by distill.divergence=jsd, not by {distill.divergence}")
         for source in self.corpus.sources:
-            if not self.distills(source) and source.kd_weight and not source.has_default("kd_weight"):
-                yield f"corpus.sources.{source.name}.kd_weight needs language_heavy: true, or distill.policy=all"
+            if not self.distills(source) and source.kd_weight:
+                needs = "needs language_heavy: true, or distill.policy=all"
+                found[f"corpus.sources.{source.name}.kd_weight"] = (source, needs)
+        if not self.uses_teacher:
+            needs = "needs a teacher: distill.w_kd above 0, and another distill.policy than none"
+            found |= {f"distill.{name}": (distill, needs) for name in _OF_KD}
+            found |= {f"teacher.{name}": (self.teacher, needs) for name in ("context", "scope", "earlier_turns")}
+        if distill.policy == "none":
+            needs = "needs another distill.policy than none"
+            found |= {f"distill.{name}": (distill, needs) for name in ("w_kd", "ce_on_distilled")}
+        return found
 
     def ce_weight(self, source: SourceConfig) -> float:
         """c_i of the loss: the weight of this source's cross-entropy."""

@@ -277,6 +277,32 @@ def test_more_draws_than_there_are_settings_are_told(tmp_path, base, caplog, key
     assert [told in text for text in warned] == ([] if told is None else [True])
 
 
+BETA, TEMPERATURE = {"distill.beta": {"grid": [0.2, 0.5]}}, {"distill.temperature": {"uniform": [1, 2]}}
+
+
+@pytest.mark.parametrize(
+    ("keys", "refused", "told"),
+    [
+        ({"search": BETA}, r"distill\.beta has no effect in any trial: it is read by distill\.divergence=jsd", None),
+        ({"search": {}, "cases": {"a": {"distill.beta": 0.2}, "b": {}}}, r"distill\.beta has no effect in any", None),
+        ({"search": TEMPERATURE, "settings": {W_KD: 0}}, r"temperature has no effect in any trial: it needs a", None),
+        ({"search": {"teacher.scope": {"grid": ["full", "visual"]}}, "settings": {W_KD: 0}}, "scope has", None),
+        ({"search": {"corpus.sources.pictures.kd_weight": {"grid": [1, 2]}}}, "kd_weight has no effect in any", None),
+        ({"search": TEMPERATURE | {W_KD: {"grid": [0, 1]}}}, None, "distill.temperature has no effect in some trials"),
+        ({"search": BETA | {"distill.divergence": {"grid": ["jsd", "tv"]}}}, None, "distill.beta has no effect in"),
+        ({"search": {W_KD: {"grid": [1, 2]}}, "cases": {"a": {"distill.policy": "none"}, "b": {}}}, None, "w_kd has"),
+        ({"search": TEMPERATURE | {W_KD: {"uniform": [0, 1]}}}, None, None),
+        ({"search": BETA, "settings": {"distill.divergence": "jsd"}}, None, None),
+    ],
+)
+def test_keys_without_effect_are_told(tmp_path, base, caplog, keys, refused, told):
+    """Trials would train alike: refused where all of them do, and said where some do; no draw is the end of a range."""
+    with pytest.raises(UserError, match=refused) if refused else nullcontext():
+        load([write(tmp_path, **keys)])
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [told in text for text in warned] == ([] if told is None else [True])
+
+
 def test_a_mapping_of_own_names_is_set_by_its_dotted_key(tmp_path, base):
     """Inside a section it would be open whether the names that are there stay: refused, with both spellings."""
     search = {"distill.w_kd": {"grid": [1]}}
