@@ -59,7 +59,7 @@ class Setting:
         values = list(known.values())
         if not values:
             return None
-        return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+        return Stat(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
 
     def seeds(self, objective: str) -> int:
         """How many seeds have a value of the objective; where it has none at all, how many were measured."""
@@ -230,8 +230,9 @@ def headline(settings: list[Setting], space: Space) -> tuple[str, str]:
     if best is None:
         return "No best setting", why_no_best(settings, space)
     first = f"Best of {count}" if (count := choices(settings, space)) > 1 else "Best"
-    recovery, retention = (with_spread(best.stat(name), ".1%") for name in ("recovery", "retention"))
-    found = f"{best.label} brings back {recovery} of the lost language and keeps {retention} of vision"
+    said = {"recovery": "brings back {} of the lost language", "retention": "keeps {} of vision"}
+    means = [words.format(with_spread(stat, ".1%")) for name, words in said.items() if (stat := best.stat(name))]
+    found = f"{best.label} {' and '.join(means)}"
     if not is_complete(best, space):
         found += f", on {seeds_in_words(best, space)} seeds"
     if not keeps_vision(best, space):

@@ -16,6 +16,7 @@ from tuning.results import (
     best_of,
     best_recipe,
     headline,
+    keeps_vision,
     pareto_front,
     read_too_high,
     seeds_in_words,
@@ -193,6 +194,15 @@ def test_the_constraint_holds_for_the_mean_over_seeds():
     """One lucky seed does not make a setting good."""
     outcomes = [outcome(1, 0.9, 1.0, 0), outcome(1, 0.9, 0.9, 1), outcome(2, 0.6, 0.99, 0)]
     assert best_of(settings_of(outcomes, SPACE), SPACE).values == {"distill.w_kd": 2}
+    (on_it,) = settings_of([outcome(1, 0.9, 0.99, seed) for seed in range(3)], SPACE)
+    assert on_it.stat("retention") == Stat(0.99, 0.0) and keeps_vision(on_it, SPACE)  # 3 × 0.99 / 3 < 0.99 in doubles
+
+
+def test_a_mean_without_a_value_is_not_in_the_headline():
+    """As of a sweep whose tasks are all of one kind."""
+    assert headline(settings_of([outcome(1, 0.9)], SPACE), SPACE)[1] == "w_kd=1 brings back 90.0% of the lost language"
+    seeing = SPACE.model_copy(update={"objectives": ("retention",)})
+    assert headline(settings_of([outcome(1, None, 1.0)], seeing), seeing)[1] == "w_kd=1 keeps 100.0% of vision"
 
 
 @pytest.mark.parametrize(
