@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, Normalize
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, PercentFormatter
 
 from lingu_ray.report.plots import Panel
 from lingu_ray.report.svg import SOFT
@@ -45,9 +45,11 @@ def _draw_heat(axis: Axes, title: str, names: tuple[str, str, str], x: Any, y: A
         image = _tiles(axis, columns, rows, x, y, z)
     else:
         image = axis.scatter(x, y, c=z, s=90, cmap="viridis", edgecolors="white")
-        for which, values in (("x", x), ("y", y)):
+        for side, set_scale, values in ((axis.xaxis, axis.set_xscale, x), (axis.yaxis, axis.set_yscale, y)):
             if _spans_decades(values):
-                getattr(axis, f"set_{which}scale")("log")
+                set_scale("log", subs=[])
+                side.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                side.set_major_formatter("{x:g}")  # the scale's own is mathematics, which labels are not read as
     axis.grid(False)
     axis.set(xlabel=names[0], ylabel=names[1])
     axis.figure.colorbar(image, ax=axis, format=PercentFormatter(1), label=names[2])

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -24,7 +25,7 @@ from tuning.results import (
     why_no_best,
     write_table,
 )
-from tuning.settings_plots import searched_keys
+from tuning.settings_plots import heat_map, searched_keys
 from tuning.space import Space
 
 SPACE = Space.model_validate({"name": "s", "base": "demo", "search": {"distill.w_kd": {"grid": [1, 2, 3, 4]}}})
@@ -203,6 +204,18 @@ def test_a_mean_without_a_value_is_not_in_the_headline():
     assert headline(settings_of([outcome(1, 0.9)], SPACE), SPACE)[1] == "w_kd=1 brings back 90.0% of the lost language"
     seeing = SPACE.model_copy(update={"objectives": ("retention",)})
     assert headline(settings_of([outcome(1, None, 1.0)], seeing), seeing)[1] == "w_kd=1 keeps 100.0% of vision"
+
+
+def test_axes_over_decades_have_plain_numbers():
+    """Ticks of a logarithmic axis, where labels are not read as mathematics: 0.1, and not a formula of 10."""
+    values = [(0.1, 0.5), (0.4, 3), (1.3, 1.1), (9.5, 5)]
+    tried = [
+        replace(outcome(i, 0.5 + i / 10, 1.0), values={"distill.w_kd": w, "distill.temperature": t})
+        for i, (w, t) in enumerate(values)
+    ]
+    (heat,) = heat_map(settings_of(tried, SPACE), SPACE)
+    found = re.findall(r"<text[^>]*>([^<]+)</text>", heat.svg())
+    assert {"0.1", "0.5", "1", "2", "5"} <= set(found) and not [text for text in found if "$" in text]
 
 
 @pytest.mark.parametrize(
