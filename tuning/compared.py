@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import posixpath
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -156,7 +157,8 @@ def _from_run(client: mlflow.MlflowClient, run: Any) -> Compared:
         {tag.removeprefix(begin): value for tag, value in tags.items() if tag.startswith(begin)}
         for begin in (ASKED, ENGINE, FORMULA)
     )
-    settings, metrics = newest_settings(run), dict(run.data.metrics)
+    settings = newest_settings(run)
+    metrics = {name: value for name, value in run.data.metrics.items() if name in TRAINING or not math.isnan(value)}
     return Compared(run.info.run_name, settings, metrics, curves, tags.get(VERDICT), asked, engines, formulas)
 
 

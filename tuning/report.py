@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 from lingu_ray.atomic import write_text
 from lingu_ray.config import Config
@@ -13,7 +13,7 @@ from lingu_ray.shell import shell_word
 from lingu_ray.storage import origin
 from tuning.figures import sweep_figures
 from tuning.folder import SweepFolder
-from tuning.outcome import Outcome, all_failed, failures, read_outcomes
+from tuning.outcome import Outcome, State, all_failed, failures, read_outcomes
 from tuning.page import sweep_page
 from tuning.results import Setting, best_of, best_recipe, headline, read_too_high, settings_of, write_table
 from tuning.space import Space
@@ -81,8 +81,8 @@ def check_trials(folder: SweepFolder) -> None:
 
 def sweep_metrics(best: Setting | None, outcomes: list[Outcome]) -> dict[str, float | None]:
     """The sweep's metrics in MLflow: how many trials are in which state, and the best setting's scores."""
-    counts = Counter(outcome.state for outcome in outcomes)
-    metrics: dict[str, float | None] = {f"trials_{state}": float(count) for state, count in counts.items()}
+    states = [outcome.state for outcome in outcomes]
+    metrics: dict[str, float | None] = {f"trials_{state}": float(states.count(state)) for state in get_args(State)}
     for name in ("recovery", "retention"):
         stat = best.stat(name) if best else None
         metrics[f"best_{name}"] = stat.mean if stat else None

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from lingu_ray.atomic import check_records
 from lingu_ray.config import TrackingConfig
 from lingu_ray.config.flat import flat
-from lingu_ray.evaluation.results import Recovery, TaskScores, Verdict
+from lingu_ray.evaluation.results import QUOTIENTS, Recovery, TaskScores, Verdict
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.tracking.environment import read_environment
 from lingu_ray.runtime.tracking.mlflow_run import MlflowRun
@@ -98,10 +98,18 @@ def _formulas(result: Recovery, model: str) -> dict[str, str]:
 
 
 def log_scores(run: MlflowRun, result: Recovery, model: str) -> None:
-    """Log the model's figures, and tag the run with how they came about: items, engine, formulas of the means."""
-    run.log_figures(figures_of(result, model))
-    origins = origins_of(result, model).items()
-    run.set_tags({f"{begin}{name}": said[:_TAG_LIMIT] for begin, found in origins for name, said in found.items()})
+    """Log the model's figures, and tag the run with how they came about: items, engine, formulas of the means.
+
+    They take the place of all that an earlier evaluation left there, of other tasks, too.
+    """
+    known = run.data
+    earlier = (name for name in known.metrics if name.startswith("eval/") or name in QUOTIENTS.values())
+    run.log_figures(dict.fromkeys(earlier) | figures_of(result, model))
+    origins = origins_of(result, model)
+    tags = {f"{begin}{name}": said[:_TAG_LIMIT] for begin, found in origins.items() for name, said in found.items()}
+    for gone in (tag for tag in known.tags if tag.startswith(tuple(origins)) and tag not in tags):
+        run.client.delete_tag(run.run_id, gone)
+    run.set_tags(tags)
 
 
 def log_verdict(run: MlflowRun, verdict: Verdict) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, Run, RunData, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -92,9 +93,17 @@ class MlflowRun:
         self.monitor.start()
 
     def log_figures(self, figures: Mapping[str, float | None]) -> None:
-        """Figures without a step, such as recovery and retention; None is left out."""
-        now = int(time.time() * 1000)
-        self.log_metrics([Metric(name, float(value), now, 0) for name, value in figures.items() if value is not None])
+        """Figures without a step, such as recovery and retention. None is left out; of one that the run has from before
+        it is no number from now on, for MLflow deletes none.
+        """
+        now, known = int(time.time() * 1000), self.data.metrics if None in figures.values() else {}
+        found = {name: math.nan if value is None else float(value) for name, value in figures.items()}
+        self.log_metrics([Metric(k, v, now, 0) for k, v in found.items() if not math.isnan(v) or k in known])
+
+    @property
+    def data(self) -> RunData:
+        """The run's newest metrics, its parameters and its tags."""
+        return self.client.get_run(self.run_id).data
 
     def log_metrics(self, metrics: list[Metric]) -> None:
         """Log any number of metrics."""

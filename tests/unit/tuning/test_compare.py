@@ -107,6 +107,20 @@ def test_scores_of_many_tasks_are_logged(empty_store: Path, tmp_path: Path) -> N
     assert found.asked.keys() == found.engines.keys() == many.tasks.keys()
 
 
+def test_scores_of_an_earlier_evaluation_are_none_in_mlflow(run: RunFolder, tmp_path: Path) -> None:
+    """Measured again on other tasks, and with no mean recovery, a run has no score, mean or formula of before there."""
+    config = load_config(["demo", f"output_dir={tmp_path}", "tracking.system_metrics=false"])
+    again = result(distilled=0.8)
+    again = replace(again, tasks={"new": again.tasks["cloze"]}, models={"distilled": Means(None, None)})
+    for _ in range(2):
+        with Tracker(config, run) as tracked:
+            log_scores(tracked, again, "distilled")
+        read = compare.read_runs([], compare.CompareConfig(uri=tracking_uri(config), experiment="lingu_ray"))
+        (found,) = (one for one in read if one.name == "demo")
+        assert found.metrics == {"eval/new/score": 0.4} and found.asked == {"new": "1"}
+        assert found.engines.keys() == {"new"} and found.formulas == {}
+
+
 def test_a_trial_without_a_teacher_has_its_own_scores(empty_store: Path, tmp_path: Path) -> None:
     """Beside a reference of its role, which another run trained: in its folder's report and in MLflow."""
     shutil.copy(empty_store, tmp_path / STORE)
