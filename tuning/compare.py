@@ -30,6 +30,7 @@ from lingu_ray.config.base import BESIDE_RUNS
 from lingu_ray.config.command_line import names_and_settings
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
+from lingu_ray.evaluation.tracking import task_of
 from lingu_ray.paths import LocalPath, TrackingUri, location
 from lingu_ray.report.pages import environment, svgs
 from lingu_ray.report.plots import save_panels
@@ -70,7 +71,7 @@ def main(arguments: list[str]) -> None:
     tables["Training"] = training_table(runs)
     for title, table in tables.items():
         show(title, table)
-    notes = [*other_items(runs), *other_engines(runs), *other_formulas(runs)]
+    notes = [*not_of_the_end(runs), *other_items(runs), *other_engines(runs), *other_formulas(runs)]
     for note in notes:
         print(note)
     page = write_page(runs, tables, notes, options.out)
@@ -113,6 +114,19 @@ def in_short(runs: list[Compared]) -> list[Compared]:
     levels = zip(*(folders for *folders, _ in names), strict=False)
     shared = len([*takewhile(lambda level: len({*level}) == 1, levels)])
     return [replace(run, name="/".join(name[shared:])) for run, name in zip(runs, names, strict=True)]
+
+
+def not_of_the_end(runs: list[Compared]) -> list[str]:
+    """A sentence for each run that was measured, and then resumed to more steps, of which some are still to come."""
+    notes = []
+    for run in runs:
+        step, steps = run.metrics.get("step"), run.settings.get("train.steps")
+        if step and steps and step < int(steps) and any(task_of(name) for name in run.metrics):
+            notes.append(
+                f"{run.name}: its scores are of an earlier model, for it is at step {step:.0f} of {steps}; the command "
+                "that resumes it measures it again"
+            )
+    return notes
 
 
 def other_items(runs: list[Compared]) -> list[str]:

@@ -41,7 +41,7 @@ from tuning.curves import CURVES, Curves, curves_of
 from tuning.folder import SweepFolder
 
 MEANS = ("recovery", "retention")
-TRAINING = ("validation_ce", "loss", "ce", "kd", "tokens_per_s")
+TRAINING = ("step", "validation_ce", "loss", "ce", "kd", "tokens_per_s")
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,8 @@ def _from_run(client: mlflow.MlflowClient, run: Any) -> Compared:
     )
     settings = newest_settings(run)
     metrics = {name: value for name, value in run.data.metrics.items() if name in TRAINING or not math.isnan(value)}
+    if curves:
+        metrics["step"] = max(step for steps, _ in curves.values() for step in steps)
     return Compared(run.info.run_name, settings, metrics, curves, tags.get(VERDICT), asked, engines, formulas)
 
 

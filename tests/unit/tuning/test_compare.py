@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -150,6 +151,27 @@ def test_scores_on_other_items_are_said_not_to_compare(
     for text in (capsys.readouterr().out, (tmp_path / "compared" / "compare.html").read_text()):
         assert f"cloze was measured on different items ({run.root.name} | later): its scores do not compare" in text
         assert text.count("different items") == 1
+
+
+def test_scores_of_a_run_that_trains_further_are_said_to_be_old(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resumed to more steps and stopped on the way, or still at it, it has the scores of its end of before; the page
+    says so, and at which step it is. Of one that has come to its end nothing is said.
+    """
+    config = load_config(["demo", f"output_dir={tmp_path}", "tracking.system_metrics=false", "train.steps=16"])
+    run.config.write_text(to_yaml(config))
+    names = compare.CompareConfig(uri=tracking_uri(config), experiment="lingu_ray")
+    for step, old in ((12, True), (16, False)):
+        lines = ({"step": at, "time": 1.0, "loss": 2.0, "ce": 2.0, "kd": 0.0} for at in (1, step))
+        run.metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        compare.main([str(run.root), f"out={tmp_path / 'compared'}"])
+        for text in (capsys.readouterr().out, (tmp_path / "compared" / "compare.html").read_text()):
+            assert ("its scores are of an earlier model, for it is at step 12 of 16" in text) is old
+        with Tracker(config, run) as tracked:
+            tracked.catch_up()
+        (stored,) = (one for one in compare.read_runs([], names) if one.name == "demo")
+        assert stored.metrics["step"] == step and bool(compare.not_of_the_end([stored])) is old
 
 
 def test_engines_that_differ_are_said(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
