@@ -65,9 +65,9 @@ def read_outcome(folder: Path) -> Outcome | None:
 
 
 def read_outcomes(trials: Path) -> list[Outcome]:
-    """The outcomes of all trials of a sweep, by name."""
-    found = [read_outcome(folder) for folder in sorted(trials.glob("*")) if folder.is_dir()]
-    return [outcome for outcome in found if outcome is not None]
+    """The outcomes of all trials of a sweep, by name; a trial's folder that was copied beside it is none."""
+    found = [(folder.name, read_outcome(folder)) for folder in sorted(trials.glob("*")) if folder.is_dir()]
+    return [outcome for name, outcome in found if outcome is not None and outcome.trial == name]
 
 
 def failures(outcomes: list[Outcome]) -> list[Outcome]:

@@ -271,9 +271,10 @@ def test_score_is_the_objective_less_the_shortfall():
 
 
 def test_outcomes_survive_the_disk(tmp_path):
-    """What is written is read again; folders without an outcome are passed over."""
+    """What is written is read again; folders without an outcome are passed over, and so are copies of a trial's."""
     one = outcome(1, 0.8, 1.0, scores={"cloze": 0.5}, error=None)
-    one.write(tmp_path / one.trial)
+    for folder in (one.trial, f"{one.trial} copy"):
+        one.write(tmp_path / folder)
     (tmp_path / "empty").mkdir()
     assert read_outcomes(tmp_path) == [one] and read_outcome(tmp_path / "empty") is None
 
