@@ -7,6 +7,7 @@ original_vlm`, or one that is built on its teacher) the plainly fine-tuned model
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,9 @@ from lingu_ray.corpus.build import build_corpus
 from lingu_ray.corpus.plan import plan_corpus
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.contamination.find import look_for_items
-from lingu_ray.evaluation.roles import FINE_TUNED, PLAIN_CE, given_models, has_adapted
+from lingu_ray.evaluation.levels import read_levels
+from lingu_ray.evaluation.quotients import NoValue, mean_recovery, mean_retention
+from lingu_ray.evaluation.roles import FINE_TUNED, PLAIN_CE, given_models, has_adapted, references_among
 from lingu_ray.evaluation.tasks.load import load_tasks
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.controls import control_config
@@ -30,6 +33,8 @@ from lingu_ray.train import measure
 from tuning.folder import SweepFolder
 from tuning.outcome import read_outcomes
 from tuning.space import Space, configure, corner_values, seeded, seeds_of
+
+log = logging.getLogger(__name__)
 
 BASELINE = "baseline"
 
@@ -101,7 +106,24 @@ def build_baseline(space: Space, config: Config) -> Path:
     if FINE_TUNED in reference_roles(config):
         models[FINE_TUNED] = str(trainer.run(_fine_tuned(space, config, config.run_dir.parent)))
     measure(config, models)
+    warn_of_no_value(space, config, run.report)
     return run.report
+
+
+def warn_of_no_value(space: Space, config: Config, report: Path) -> None:
+    """Tell of an objective of which no trial can have a value; the reference models' items, in `report`, decide it."""
+    settings, models = config.evaluation, [*reference_roles(config)]
+    references = references_among(models)
+    levels = [read_levels(report, task, models, settings.bootstrap) for task in settings.tasks]
+    counted = [task.counted(settings.recovery_in) for task in levels]
+    for objective, mean in {"recovery": mean_recovery, "retention": mean_retention}.items():
+        found = mean(counted, references.baseline, references)
+        if objective in space.objectives and isinstance(found, NoValue):
+            log.warning(
+                "objectives: no trial will have a value of %s, nor will there be a best setting (%s): Ctrl-C, and give "
+                "evaluation.tasks that measure it, or more of their items",
+                *(objective, found.reason),
+            )
 
 
 def reference_roles(config: Config) -> tuple[str, ...]:

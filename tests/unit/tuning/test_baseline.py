@@ -6,14 +6,16 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from measured import write_measured
 from tiny import picture
 from tinyrun import write_pair_and_data
 from tinysweep import write_base, write_space
 
+from lingu_ray.config import EvaluationConfig
 from lingu_ray.config.command_line import load_config
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.roles import references_among
-from tuning.baseline import _fine_tuned, check_baseline, reference_roles
+from tuning.baseline import _fine_tuned, check_baseline, reference_roles, warn_of_no_value
 from tuning.folder import SweepFolder
 from tuning.outcome import Outcome
 from tuning.space import Space
@@ -48,6 +50,35 @@ def test_references_are_those_of_the_student(arguments: list[str], roles: tuple[
     """The student's role decides; beside a distilled model they are a complete pair."""
     found = reference_roles(load_config(arguments))
     assert found == roles and set(references_among(found)) <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("adapted", "told"),
+    [
+        ((0.5, 0.9), []),
+        ((0.8, 0.9), ["recovery, nor will there be a best setting (no loss to recover beyond noise, on one task)"]),
+        ((0.5, 0.0), ["retention, nor will there be a best setting (digits: the adapted model has too little to keep"]),
+    ],
+)
+def test_an_objective_without_a_value_is_told_before_the_trials(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, adapted: tuple[float, float], told: list[str]
+) -> None:
+    """Whether there is a loss to recover, and vision to keep, is known once the reference models are measured."""
+    tasks = [
+        {"name": "cloze", "kind": "language", "type": "multiple_choice", "path": "-"},
+        {"name": "digits", "kind": "vision", "type": "exact_match", "path": "-"},
+    ]
+    base = load_config(["demo"])
+    evaluation = EvaluationConfig.model_validate({"tasks": tasks, "bootstrap": 200})
+    config = base.model_copy(update={"evaluation": evaluation})
+    cloze, digits = evaluation.tasks
+    write_measured(tmp_path, cloze, "teacher", [float(i < 80) for i in range(100)])
+    for task, share in zip((cloze, digits), adapted, strict=True):
+        write_measured(tmp_path, task, "adapted", [float(i < 100 * share) for i in range(100)])
+    keys = {"name": "s", "base": "demo", "search": {"distill.w_kd": {"choice": [1, 2]}}, "algorithm": "optuna"}
+    space = Space.model_validate(keys | {"objectives": ["recovery", "retention"]})
+    warn_of_no_value(space, config, tmp_path)
+    assert [said in message for said, message in zip(told, caplog.messages, strict=True)] == [True] * len(told)
 
 
 @pytest.mark.slow
