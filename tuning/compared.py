@@ -34,6 +34,7 @@ from lingu_ray.runtime.controls import FOLDER, run_of_control
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.records import read_records
 from lingu_ray.runtime.run_folder.run_store import fetch_run
+from lingu_ray.runtime.tracking.environment import read_environment
 from lingu_ray.runtime.tracking.mlflow_run import newest_settings, runs_in
 from lingu_ray.runtime.tracking.store import CANNOT_OPEN, one_retry, open_store
 from lingu_ray.runtime.tracking.store_uri import store_uri
@@ -77,6 +78,7 @@ def read_folder(path: Path) -> Compared:
     settings = flat(config)
     if removed := recorded.removed():
         settings |= flat(removed)
+    settings |= _versions({f"environment.{key}": value for key, value in read_environment(path).items()})
     records = read_records(folder.metrics)
     last = {name: record[name] for record in records for name in TRAINING if record.get(name) is not None}
     own, curves = read_recovery(folder.report), curves_of(records)
@@ -157,11 +159,18 @@ def _from_run(client: mlflow.MlflowClient, run: Any) -> Compared:
         {tag.removeprefix(begin): value for tag, value in tags.items() if tag.startswith(begin)}
         for begin in (ASKED, ENGINE, FORMULA)
     )
-    settings = newest_settings(run)
+    if settings := newest_settings(run):
+        settings |= _versions(tags)
     metrics = {name: value for name, value in run.data.metrics.items() if name in TRAINING or not math.isnan(value)}
     if curves:
         metrics["step"] = max(step for steps, _ in curves.values() for step in steps)
     return Compared(run.info.run_name, settings, metrics, curves, tags.get(VERDICT), asked, engines, formulas)
+
+
+def _versions(environment: dict[str, str]) -> dict[str, str]:
+    """What a run was made by, of all that is known of its environment: it may be what makes two runs differ."""
+    names = (f"environment.{name}" for name in ("lingu_ray", "git.commit", "git.dirty", "torch", "transformers"))
+    return {name: environment[name] for name in names if name in environment}
 
 
 def _has_model(run: Any) -> bool:

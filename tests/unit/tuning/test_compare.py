@@ -225,6 +225,25 @@ def test_runs_without_a_model_take_no_place(run: RunFolder, tmp_path: Path) -> N
         assert {one.name for one in found} == wanted
 
 
+def test_versions_that_differ_are_told(run: RunFolder, tmp_path: Path) -> None:
+    """Of runs of one setting that another PyTorch made, by folder and by MLflow; not the machine's memory."""
+    config = load_config(["demo", f"output_dir={tmp_path}", "tracking.system_metrics=false"])
+    control = RunFolder(run.root / "controls" / "plain_ce")
+    shutil.copy(run.config, control.config)
+    for folder, torch in ((run, "2.12.0"), (control, "2.13.0")):
+        made = {"lingu_ray": "0.1.0", "git.commit": "3f2a", "torch": torch, "memory": f"{torch} GiB"}
+        folder.environment.write_text(json.dumps(made))
+        with Tracker(config, folder) as tracked:
+            tracked.log_environment(made)
+    stored = compare.CompareConfig(uri=tracking_uri(config), experiment="lingu_ray")
+    by_folder = compare.read_runs([str(run.root), str(control.root)], compare.CompareConfig())
+    by_name = {found.name: found for found in compare.read_runs([], stored)}
+    (row,) = differing_settings([found.settings for found in by_folder])
+    assert row.keys == ("environment.torch",) and row.values == ("2.12.0", "2.13.0")
+    assert by_name["demo"].settings == by_folder[0].settings
+    assert by_name["demo/plain_ce"].settings["environment.torch"] == "2.13.0"
+
+
 def test_settings_that_this_version_has_not_are_compared(run: RunFolder, tmp_path: Path) -> None:
     """Those of a run that another version recorded, wherever they stand; where all have the same, nothing is shown."""
     text = run.config.read_text()
