@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,8 +24,9 @@ from lingu_ray.config.flat import without_credentials
 from lingu_ray.errors import Interrupted
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.tracking.command import ORIGIN, in_actor, source_tags
-from lingu_ray.runtime.tracking.store import CANNOT_OPEN, experiment_id, not_opened, open_store
+from lingu_ray.runtime.tracking.store import CANNOT_OPEN, experiment_id, not_opened, one_retry, open_store
 from lingu_ray.runtime.tracking.store_uri import SQLITE
+from lingu_ray.storage import origin
 
 _PARAM_LIMIT = 6000
 _BATCH = 100
@@ -54,7 +55,9 @@ class MlflowRun:
     """
 
     def __init__(self, uri: str, settings: TrackingConfig, pointer: Path, name: str, params: Mapping[str, str]):
-        self.uri = uri
+        self.uri, self.place = uri, origin(pointer.parent)
+        self.say: Callable[[str], None] = log.warning
+        self.reached = True
         self.monitor: SystemMetricsMonitor | None = None
         try:
             self.client = open_store(uri)
@@ -126,6 +129,15 @@ class MlflowRun:
                 self.client.log_artifacts(self.run_id, str(path), artifact_path=path.name)
             elif path.exists():
                 self.client.log_artifact(self.run_id, str(path))
+
+    def attempt(self, call: Callable[[], None]) -> None:
+        """Make a call; a store that fails raises nothing, and people are told what to do (`say`)."""
+        try:
+            with one_retry():
+                call()
+        except Exception as error:  # whatever MLflow, a database's driver or an HTTP client raises
+            self.reached = False
+            self.say(without_credentials(f"MLflow does not have all of {self.place}; run the command again: {error}"))
 
     def pause(self) -> None:
         """Leave the run RUNNING: it will be resumed."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from mlflow.entities import Metric
 
 from lingu_ray.config import Config
-from lingu_ray.config.flat import flat, without_credentials
+from lingu_ray.config.flat import flat
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.records import LoggedSteps, Record, RecordReader, named_numbers
 from lingu_ray.runtime.tracking.also import open_also
@@ -30,9 +30,7 @@ class Tracker(MlflowRun):
         with one_retry():
             super().__init__(tracking_uri(config), config.tracking, folder.mlflow, config.name, flat(config))
         self.config, self.folder = config, folder
-        self.say: Callable[[str], None] = log.warning
         self.deliveries: list[Delivery] = []
-        self.reached = True
 
     def follow(self, say: Callable[[str], None]) -> LoggedSteps:
         """Log the records of metrics.jsonl as they come, here and in the trackers of `tracking.also`, to the run's end.
@@ -47,11 +45,11 @@ class Tracker(MlflowRun):
 
     def catch_up(self) -> None:
         """Log the records that MLflow did not take while the run was training."""
-        self._attempt(lambda: self.log(RecordReader(self.folder.metrics, self.logged_steps()).new_records()))
+        self.attempt(lambda: self.log(RecordReader(self.folder.metrics, self.logged_steps()).new_records()))
 
     def log_files(self, *paths: Path) -> None:
         """Log files and folders as artifacts; missing ones are left out."""
-        self._attempt(lambda: super(Tracker, self).log_files(*paths))
+        self.attempt(lambda: super(Tracker, self).log_files(*paths))
 
     def pause(self, within_s: float = _LAST_CALL_S) -> None:
         """Leave the run RUNNING: it will be resumed. Trackers have `within_s` seconds to take what is left."""
@@ -65,23 +63,13 @@ class Tracker(MlflowRun):
         """Close the run: FINISHED, FAILED or KILLED. Trackers have `within_s` seconds to take what is left."""
         self.pause(within_s)
         if self.reached:
-            self._attempt(lambda: self.client.set_terminated(self.run_id, status))
+            self.attempt(lambda: self.client.set_terminated(self.run_id, status))
 
     def _deliver(self, records: list[Record]) -> None:
         with one_retry():
             self.log(records)
         if self.monitor and self.monitor._process and not self.monitor._process.is_alive():
             self.watch_system()  # it has given up while the store did not answer
-
-    def _attempt(self, call: Callable[[], None]) -> None:
-        try:
-            with one_retry():
-                call()
-        except Exception as error:  # whatever MLflow, a database's driver or an HTTP client raises
-            self.reached = False
-            self.say(
-                without_credentials(f"MLflow does not have all of {self.folder.place}; run the command again: {error}")
-            )
 
     def log(self, records: list[Record]) -> None:
         """Log every metric of the records."""

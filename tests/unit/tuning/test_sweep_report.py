@@ -172,6 +172,20 @@ def test_a_sweep_whose_trials_all_failed_is_an_error(
         check_trials(folder)
 
 
+def test_a_store_that_is_gone_takes_nothing_of_a_sweep(
+    folder: SweepFolder, base: Config, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its server died as the trials ran: the result is printed, the report is whole, and a line says what to do."""
+    trial(1, recovery=0.9, retention=1.0, run_id="0" * 32).write(folder.trials / "trial-1")
+    with SweepRun(SPACE, base, folder) as tracked:
+        tracked.client = mlflow.MlflowClient("http://127.0.0.1:9")  # where nobody listens
+        tracked.end_children(read_outcomes(folder.trials))
+        write_report(SPACE, base, folder, tracked)
+    assert "Best: w_kd=1 brings back 90.0%" in capsys.readouterr().out and folder.recipe.exists()
+    told = [message for message in caplog.messages if message.startswith(f"MLflow does not have all of {folder.root}")]
+    assert told and not tracked.reached
+
+
 def test_trials_go_over_to_a_new_run(folder: SweepFolder, base: Config) -> None:
     """Where the sweep's MLflow run was deleted another is started, and the trials' runs are its children and ended."""
     name = "trial-1"
