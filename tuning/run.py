@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from tuning.kept_models import remove_copies, remove_unwanted
 from tuning.outcome import failures, read_outcome, read_outcomes, reason
 from tuning.population import PopulationTrial
 from tuning.progress import SweepProgress
-from tuning.search import USER_ERROR, algorithm, parameters, scheduler
+from tuning.search import STEP, USER_ERROR, algorithm, parameters, scheduler
 from tuning.space import Space
 from tuning.tracking import SweepRun
 from tuning.trial import STOP, Sweep, Trial, trial_name
@@ -115,10 +115,16 @@ class NoRetryOfUserErrors(tune.Callback):
             trial.max_failures = 0
 
 
-def mark_dead(results: tune.ResultGrid, trials: Path) -> None:
-    """Mark trials as failed whose process was killed, and could not do so itself."""
+def mark_dead(results: tune.ResultGrid | Sequence[tune.Result], trials: Path) -> None:
+    """Mark trials as failed whose process was killed, and could not do so itself; tell of what has no folder."""
     for result in results:
-        outcome = read_outcome(trials / Path(result.path).name)
+        outcome = read_outcome(folder := trials / Path(result.path).name)
+        if outcome is None and STEP in (result.metrics or {}):  # else it was never started
+            log.warning(
+                "%s is gone, so the report lacks this trial, which Ray Tune does not start again: put it back, or "
+                "start the sweep under another name=…",
+                folder,
+            )
         if outcome is not None and outcome.state == "running":
             error = result.error or RuntimeError("its process ended without an error message")
             replace(outcome, state="failed", error=reason(error)).write(trials / outcome.trial)

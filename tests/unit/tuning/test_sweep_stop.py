@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+from ray import tune
 
 from tuning import run
 from tuning.outcome import Outcome, read_outcome
-from tuning.run import saving_on_interrupt
+from tuning.run import mark_dead, saving_on_interrupt
+from tuning.search import STEP
 
 
 def test_a_tune_that_is_still_starting_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,3 +35,15 @@ def test_a_trial_that_tune_does_not_know_of_is_not_waited_for(tmp_path: Path) ->
     with saving_on_interrupt(tmp_path):
         left = read_outcome(tmp_path / "trial-1")
         assert left is not None and left.state == "stopped" and not left.has_ended
+
+
+def test_a_trial_whose_folder_is_gone_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Ray Tune has it as ended and does not start it again, so the report would lack it without a word.
+
+    Nothing is said of one that was never started, as where the time of the sweep is up.
+    """
+    Outcome("trial-1", {}, None, 0, "finished").write(tmp_path / "trial-1")
+    told = {"trial-1": {STEP: 8}, "trial-2": {STEP: 8}, "trial-3": {}, "trial-4": None}
+    mark_dead([tune.Result(metrics, None, None, f"/tune/{name}") for name, metrics in told.items()], tmp_path)
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path / 'trial-2'} is gone, so the report lacks this trial")
