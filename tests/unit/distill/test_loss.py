@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lingu_ray.distill import loss as loss_module
 from lingu_ray.distill.divergence import divergence_of
@@ -213,19 +214,24 @@ def test_kd_weight_of_zero_is_no_kd():
 
 
 def test_gradients_only_where_wanted():
-    """Nothing flows to the teacher or to a frozen head; a scaled loss scales its gradient; no graph under no_grad."""
+    """Nothing flows to the teacher, to a frozen head or from single tokens; a scaled loss scales its gradient; no
+    gradient is computed under no_grad."""
     p = {name: t.float() if t.is_floating_point() else t for name, t in problem().items()}
     teacher_hidden, hidden = p["teacher_hidden"].requires_grad_(), p["hidden"].requires_grad_()
     answer = TeacherOutput(teacher_hidden, OutputHead(p["teacher_weight"]), p["answered"])
     scales, head = LossScales(p["ce_scale"], p["kd_scale"], 1.0), OutputHead(p["weight"])
     divergence = divergence_of("forward_kl")
-    loss = lambda: ce_kd_loss(hidden, head, p["labels"], scales, answer, divergence).loss  # noqa: E731
-    (once,) = torch.autograd.grad(loss(), hidden)
-    (3 * loss()).backward()
+    terms = lambda: ce_kd_loss(hidden, head, p["labels"], scales, answer, divergence)  # noqa: E731
+    (once,) = torch.autograd.grad(terms().loss, hidden)
+    (3 * terms().loss).backward()
     assert teacher_hidden.grad is None and p["weight"].grad is None
     torch.testing.assert_close(hidden.grad, 3 * once)
-    with torch.no_grad():
-        assert not loss().requires_grad
+    assert not terms().ce_N.requires_grad and not terms().kd_M.requires_grad
+    with FlopCounterMode(display=False) as training:
+        terms()
+    with torch.no_grad(), FlopCounterMode(display=False) as validation:
+        assert not terms().loss.requires_grad
+    assert validation.get_total_flops() < training.get_total_flops()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
