@@ -25,11 +25,10 @@ _CONTENT = ("md5Hash", "crc32c", "ETag")  # metadata that tell the content, best
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """An object below a location. `name`: its path from there; `size` in bytes; `modified` in ns since 1970."""
+    """An object below a location. `name`: its path from there; `size` in bytes."""
 
     name: str
     size: int
-    modified: int
 
 
 def open_file(path: str | Path, buffering: int = BUFFER) -> io.BufferedIOBase | io.RawIOBase:
@@ -87,7 +86,7 @@ def entries(location: str) -> list[Entry]:
 
     found = tried(location, ask)
     start = len(bucket_and_key(location)) + 1
-    return sorted(Entry(info.path[start:], info.size, info.mtime_ns or 0) for info in found if info.is_file)
+    return sorted(Entry(info.path[start:], info.size) for info in found if info.is_file)
 
 
 def version(location: str) -> str:
