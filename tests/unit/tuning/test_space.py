@@ -409,7 +409,8 @@ def test_ranges_of_whole_numbers_give_whole_numbers(tmp_path, base, key, domain,
     loaded, config = load([write(tmp_path, search={key: domain}, trials=4)])
     assert is_whole(key, loaded.search[key], config) == whole
     if loaded.search[key].listed is None:
-        drawn = [parameters(loaded, config)[key].sample() for _ in range(300)]
+        ranged = parameters(loaded, config)[key]
+        drawn = [ranged.sample() for _ in range(300)]
         low, high = domain.get("uniform") or domain["loguniform"]
         assert all(low <= value <= high and isinstance(value, int) == whole for value in drawn)
         assert not whole or {low, high} <= set(drawn)
