@@ -198,7 +198,7 @@ def test_what_cannot_be_exported_is_told(pair: Path, tmp_path: Path) -> None:
     folder.environment.unlink()
     for path in folder.checkpoints.iterdir():
         (path / "state.json").unlink()
-    refused(r"no checkpoint is whole: of .* files are missing.* Put them back from a copy", str(run.run_dir))
+    refused(r"no checkpoint is whole: files of .* are missing.* Put them back from a copy", str(run.run_dir))
     shutil.rmtree(folder.checkpoints)
     before.remove("checkpoints")
     refused("no checkpoint: the first one comes after train.checkpoint_every=4 steps", str(run.run_dir))

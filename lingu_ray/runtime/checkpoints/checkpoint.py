@@ -136,7 +136,7 @@ def none_is_whole(place: Path | str, damaged: Sequence[Path]) -> str:
     names = sorted(path.name for path in damaged)
     earlier = f" and {len(names) - _SHOWN} earlier" if len(names) > _SHOWN else ""
     shown = ", ".join(names[-_SHOWN:])
-    return f"{place}: no checkpoint is whole: of {shown}{earlier} files are missing, cut off or changed"
+    return f"{place}: no checkpoint is whole: files of {shown}{earlier} are missing, cut off or changed"
 
 
 @contextmanager

@@ -251,14 +251,15 @@ def test_storage_that_fails_for_a_moment_damages_nothing(tmp_path, monkeypatch, 
 def test_a_run_of_which_no_checkpoint_is_whole_does_not_start_again(tmp_path):
     """It ends, now and at the next try, and says what to do; all keep their names. Without that folder it starts."""
     model, optimizer = trained()
-    for step in (3, 6):
-        save_checkpoint(tmp_path / "checkpoints", model, optimizer, CheckpointState(step, None), keep_last=2)
+    for step in (3, 6, 9, 12):
+        save_checkpoint(tmp_path / "checkpoints", model, optimizer, CheckpointState(step, None), keep_last=4)
     for weights in tmp_path.glob("*/*/model.safetensors"):
         weights.unlink()
     for _ in range(2):
         with pytest.raises(
             UserError,
-            match=r"checkpoints: no checkpoint is whole: of step-00000003, step-0+6 files .* remove that folder",
+            match=r"checkpoints: no checkpoint is whole: files of step-0+6, step-0+9, step-0+12 and 1 earlier are .*"
+            r"remove that folder",
         ):
             load_checkpoint(tmp_path / "checkpoints", model, optimizer)
     (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")

@@ -192,7 +192,9 @@ def test_a_run_of_which_no_checkpoint_is_whole_is_refused(data: Path, tmp_path: 
     folder = started(config(data, tmp_path), step=4)
     (folder.checkpoints / "step-00000004" / "state.json").write_text("{")
     for settings in (config(data, tmp_path), config(data, tmp_path, distill={"temperature": 2})):
-        with pytest.raises(UserError, match=r"checkpoints: no checkpoint is whole: of step-0+4 .* remove that folder"):
+        with pytest.raises(
+            UserError, match=r"checkpoints: no checkpoint is whole: files of step-0+4 .* remove that folder"
+        ):
             Run(settings, LEASE).check()
     assert folder.config.exists()
     folder.export.mkdir()

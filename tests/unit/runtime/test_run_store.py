@@ -265,7 +265,7 @@ def test_a_run_of_which_no_checkpoint_is_whole_ends(bucket, damage, tmp_path):
     before = names(location)
     for _ in range(2):
         with pytest.raises(
-            UserError, match=rf"{store.at_checkpoints}: no checkpoint is whole: of step-0+4 files .* remove that folder"
+            UserError, match=rf"{store.at_checkpoints}: no checkpoint is whole: files of step-0+4 .* remove that folder"
         ):
             resumed(worker(location))
     assert names(location) == before
