@@ -95,8 +95,6 @@ def load(text: str, origin: str) -> tuple[Any, dict[Key, int]]:
         line = error.context_mark.line + 1 if error.context_mark else ""
         cure = next((f"; {cure.format(line=line)}" for sign, cure in _CURES.items() if sign in said), "")
         raise UserError(f"{origin}{where}: not valid YAML: {error.problem or error.context}{cure}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{origin}: not valid YAML: {error}") from error
     except RecursionError as error:
         raise UserError(f"{origin}: nested too deep to be settings: close its brackets, or remove them") from error
     finally:
@@ -175,7 +173,7 @@ class _Reader:
         first: dict[str, int] = {}
         for at, inner in node.value:
             if not isinstance(at, yaml.ScalarNode):
-                raise self._error(at, "a key must be plain text")
+                raise self._error(at, "a key must be plain text; quote text that begins with {")
             if node.flow_style and ":" in at.value and _is_plain(at) and _is_plain(inner) and not inner.value:
                 raise self._error(at, f"{at.value!r} has no value: YAML wants a blank after the colon, as in {{a: 1}}")
             if at.value in first:

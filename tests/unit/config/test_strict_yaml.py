@@ -64,6 +64,7 @@ def test_an_alias_is_what_it_stands_for():
         ("a: 1\nb: {<<: 3}", "f.yaml:2: << merges a mapping, or a list of mappings"),
         ("a: &x {b: 1, b: 2}", "f.yaml:1: a.b is given twice"),
         ("a:\n  b: {c:1}", "f.yaml:2: 'c:1' has no value: YAML wants a blank after the colon"),
+        ("a: 1\nprompt: {{question}}", "f.yaml:2: a key must be plain text; quote text that begins with {"),
     ],
 )
 def test_an_alias_that_cannot_be_followed_is_told(text: str, message: str):
