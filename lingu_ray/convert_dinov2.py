@@ -24,7 +24,7 @@ from lingu_ray.config.command_line import split_arguments
 from lingu_ray.config.help_pages import Help, NoSettings
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import absolute, not_found
-from lingu_ray.runtime.models.weights import NOT_LOADABLE, load_whole
+from lingu_ray.runtime.models.weights import load_whole
 from lingu_ray.shell import shell_word
 
 if TYPE_CHECKING:
@@ -142,10 +142,7 @@ def build_model(states: States, origin: str) -> PreTrainedModel:
         patch_size=patch_size,
         use_mask_token="embeddings.mask_token" in states,
     )
-    try:
-        return load_whole(Dinov2Model, origin, None, config=config, state_dict=states)
-    except NOT_LOADABLE as error:
-        raise UserError(f"{origin}: cannot be loaded as a DINOv2: {error}") from error
+    return load_whole(Dinov2Model, origin, None, config=config, state_dict=states)
 
 
 def main(arguments: list[str]) -> None:

@@ -192,8 +192,6 @@ class Encoder:
     def _fit(self, row: Row, sizes: list[Size]) -> Fitted:
         """Leave out the last turns until the last answer begins within `max_length` and is a target of the loss."""
         answers = self._renderer.answers(row.messages)
-        if not answers[-1].is_target:
-            raise CannotEncode("the last answer is no target")
         whole = 0
         while True:
             messages = row.messages[: answer_ends(row.messages)[len(answers) - 1]]

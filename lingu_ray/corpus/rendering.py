@@ -36,11 +36,9 @@ class Renderer:
         """Find the answers of a conversation, each in the rendering of the conversation up to it.
 
         Raises:
-            CannotEncode: there is none, or `find_answer` or `check_prompts` raises.
+            CannotEncode: `find_answer` or `check_prompts` raises.
         """
         ends = answer_ends(messages)
-        if not ends:
-            raise CannotEncode("the conversation has no answer")
         answers = [find_answer(self.template, messages[:end], self._closings) for end in ends]
         check_prompts(messages[: ends[-1]], answers[-1].rendering)
         return answers

@@ -82,6 +82,10 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no ONNX": (lambda file: file.write_text("text"), "is no ONNX file, or damaged"),
     "no DINOv2": (lambda file: write_onnx(tiny_dinov2(), file, without="cls_token"), "it holds no DINOv2 by its names"),
     "no positions": (lambda file: write_onnx(tiny_dinov2(), file, without="position"), "position table is not found"),
+    "no patches": (
+        lambda file: write_onnx(tiny_dinov2(), file, without="patch"),
+        r"no DINOv2 with plain layers in it \(2",
+    ),
     "no MLP": (lambda file: write_onnx(tiny_dinov2(), file, without="mlp"), "no fc1: a DINOv2 with SwiGLU"),
     "quantized": (write_quantized, "is computed there, as in quantized files: take one in float32 or float16"),
     "not whole": (
