@@ -452,6 +452,11 @@ def test_one_conversation_in_every_spelling(format, record):
             {"messages": [{"role": "system", "content": ""}, *AS_ROLES], "system": "S"},
             [("system", "S"), *TURNS],
         ),
+        (
+            "messages",
+            {"messages": [{"role": "system", "content": "S"}, *AS_ROLES], "system": "S", "image": "1.png"},
+            [("system", "S"), ("user", "<image>A?"), TURNS[1]],
+        ),
         ("llava", {"conversations": AS_LLAVA, "system": "S"}, [("system", "S"), *TURNS]),
         ("instruction", {"instruction": "A?", "output": "a", "system": "S"}, [("system", "S"), *TURNS]),
         *[
@@ -585,6 +590,14 @@ def test_an_answer_that_is_no_text_says_how_it_can_be_one(answer):
     match = re.escape("'answer' is neither text nor turns: ") + ".*" + re.escape("`format: template`")
     with pytest.raises(BadRecord, match=f"{match}.*{re.escape('{answer[0]}')}") as error:
         raw_rows("prompt_completion", {"question": "A?", "answer": answer})
+    assert error.value.reason == "wrong_type"
+
+
+@pytest.mark.parametrize("pattern", ["{a:d}", "{a.b}", "{}", "{a!z}"])
+def test_a_pattern_that_does_not_fit_its_column_is_told(pattern):
+    """A number's format for a text, a part of what has none, a place without a name: with the pattern."""
+    with pytest.raises(BadRecord, match=re.escape(f"{pattern!r} does not fit the record: ")) as error:
+        raw_rows("template", {"a": "x", "b": "y"}, prompt=pattern, answer="{b}")
     assert error.value.reason == "wrong_type"
 
 
@@ -1141,6 +1154,7 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
         ("messages", {"text": "x"}, "missing_field"),
         ("messages", {"messages": "x"}, "wrong_type"),
         ("messages", {"messages": '[{"role":'}, "wrong_type"),
+        ("messages", {"messages": [{"role": "system", "content": "S"}, *AS_ROLES], "system": "T"}, "bad_turns"),
         ("messages", {"messages": ["x"]}, "wrong_type"),
         ("messages", {"messages": {"role": ["user"], "content": ["x", "y"]}}, "wrong_type"),
         ("messages", {"messages": [{"role": "user", "content": 5}]}, "wrong_type"),

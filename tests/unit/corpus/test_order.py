@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lingu_ray.config import CorpusConfig, SourceConfig
 from lingu_ray.corpus.normalize import NORMALIZED
 from lingu_ray.corpus.order import VALIDATION, GlobalOrder, SourceOrder, doubts, draw_order
+from lingu_ray.errors import UserError
 
 NAMES = ("a", "b", "c")
 HELD_OUT = 2
@@ -121,6 +122,14 @@ def test_weights_that_repeat_most_rows_or_leave_a_source_out_are_told():
     assert "there are 36 to train on" in told([1, 0.001]) and "until b was used once" in told([1, 0.001])
     assert int(told([1, 1e-9]).split()[0]) > 10**10  # counted, and not made
     assert told([1, 0.001], rows=100).startswith("of b no row is trained on")
+
+
+def test_a_source_of_which_all_is_held_out_is_told():
+    """Rows are held out of each source: one that has no more than those has nothing to train on."""
+    few = rf"source b has {HELD_OUT} good rows, and corpus.validation_rows={HELD_OUT} are held out .* no row is left"
+    with pytest.raises(UserError, match=few):
+        order_of([[20], [HELD_OUT]], [], None)
+    assert order_of([[20], [HELD_OUT + 1]], [], None).sources["b"].held_out == HELD_OUT
 
 
 def test_no_row_comes_twice_before_all_of_its_source_came():

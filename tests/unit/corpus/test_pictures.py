@@ -59,7 +59,8 @@ def test_pictures_are_those_of_rows_with_one_image(tmp_path):
         record(6, [b"held"], [("<image>Color?", "red")]),
         record(7, [b"late"], [("<image>Color?", "red")]),
     ]
-    found = read_pictures(corpus(tmp_path, rows, [record(0, [b"held"], [("<image>Size?", "big")])]), max_rows=7)
+    held_out = [record(0, [b"held"], [("<image>Size?", "big")]), record(1, [], [("Size?", "none")])]
+    found = read_pictures(corpus(tmp_path, rows, held_out), max_rows=7)
     assert [(picture.row, picture.asked) for picture in found.trained] == [
         (0, [("Color?", "red"), ("And  \nsize?".strip(), "big")]),
         (4, [("Color?", "blue")]),

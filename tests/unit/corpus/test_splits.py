@@ -341,6 +341,13 @@ def test_text_in_utf16_is_told(tmp_path, name, content, format, encoding):
         read(source(tmp_path / name, format))
 
 
+def test_a_header_in_another_encoding_is_told(tmp_path):
+    """Its names would be others: the file is an error, where a row would be a bad record."""
+    (tmp_path / "a.csv").write_bytes("prompt,completion,größe\nA?,a,1\n".encode("latin-1"))
+    with pytest.raises((UserError, *UNREADABLE), match="it is not UTF-8 text"):
+        read(source(tmp_path / "a.csv", "prompt_completion"))
+
+
 @pytest.mark.parametrize(
     ("suffix", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress), ("zst", zstd)]
 )

@@ -474,6 +474,10 @@ def test_images_that_see_ahead_are_packed_where_transformers_keeps_their_places(
     teacher = FAMILIES["gemma3"].teacher()
     teacher.save_pretrained(tmp_path / "teacher")
     FAMILIES["gemma3"].student(teacher).save_pretrained(tmp_path / "student")
+    with pytest.raises(
+        UserError, match=r"train.attention=flash_attention_2: gemma3 sees ahead .*: leave train.attention"
+    ):
+        check_pair(settings(tmp_path, train={"attention": "flash_attention_2"}))
     packed = settings(tmp_path, train={"packing": True})
     if "gemma3" in PACKABLE:
         check_pair(packed)

@@ -116,6 +116,18 @@ def write(tmp_path, **keys):
         ({"search": {"distill.w_kd": {"grid": [1]}}, "asha": {"grace": 999}}, "compare trials at step 999 first"),
         ({"search": {"train.steps": {"choice": [40, 80]}}, "asha": {"grace": 2}}, "elsewhere in their schedules"),
         ({"search": {"distill.w_kd": {"choice": [1]}}, "pbt": {"interval": 999}}, "pbt.interval=999 leaves nothing"),
+        (
+            {"search": {"distill.w_kd": {"choice": [1, {"start": 2, "end": 1}]}}, "pbt": {"interval": 2}},
+            "s: pbt makes the schedules itself: give numbers",
+        ),
+        (
+            {
+                "search": {"distill.w_kd": {"choice": [1]}},
+                "pbt": {"interval": 2},
+                "settings": {"corpus.validation_rows": 0},
+            },
+            "pbt compares trials by validation: set corpus.validation_rows above 0",
+        ),
         ({"search": {"distill.w_kd": [1, 2]}}, "give a section with choice, grid, uniform, loguniform"),
         ({"searches": {}}, "did you mean search"),
         ({"search": {"distill": {"w_kd": {"choice": [1]}}}}, r"search: distill is a section: .* dots, distill.w_kd: …"),
