@@ -50,7 +50,10 @@ class WholeTokenizer:
         if not self.tokenizer.is_fast:
             if answers:
                 raise CannotEncode(f"{type(self.tokenizer).__name__} does not tell where its tokens stand in the text")
-            return Tokens(self.tokenizer(text, add_special_tokens=special)["input_ids"], [])
+            bare, ids = (self.tokenizer(text, add_special_tokens=added)["input_ids"] for added in (False, special))
+            while len(ids) > len(bare) and ids[-len(bare) :] != bare:
+                ids.pop()
+            return Tokens(ids, [])
         encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         sources = encoded.sequence_ids(0)  # None: a token that was added to the text
         stop = len(sources)

@@ -1,14 +1,16 @@
 import pytest
 import torch
 from tiny import IMAGE_TOKENS, picture, tiny_processor, tiny_student, tiny_teacher
+from transformers import ByT5Tokenizer
 
 from lingu_ray.corpus.batch import collate
-from lingu_ray.corpus.chat_template import FALLBACK_TEMPLATE
+from lingu_ray.corpus.chat_template import FALLBACK_TEMPLATE, CannotEncode
 from lingu_ray.corpus.encode import Encoder, PromptTooLong
 from lingu_ray.corpus.image_tokens import ImageTokens
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import Row
 from lingu_ray.errors import UserError
+from lingu_ray.evaluation.engines.prompts import TextProcessor
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +200,15 @@ def test_bos_comes_once_from_tokenizer_or_template():
             assert ids[0] == bos
             assert int((ids == bos).sum()) == 1
             assert len(ids) == encoder.length(conversation)
+
+
+def test_a_tokenizer_that_tells_no_places_writes_prompts_alone():
+    """One in Python: the EOS that it adds ends no prompt, as of others; rows with answers are refused."""
+    encoder = Encoder(TextProcessor(ByT5Tokenizer()), 64)
+    assert encoder.tokenize("ab") == [100, 101]
+    messages = [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(CannotEncode, match="ByT5Tokenizer does not tell where its tokens stand in the text"):
+        encoder.encode(Row("s", 0, messages, [], False))
 
 
 def test_template_without_end_of_turn_gets_the_eos_token():
