@@ -214,6 +214,15 @@ def test_unknown_recipe_and_missing_file():
     assert "no such file: /" in (told := refusal("nowhere.yaml")) and told.endswith("/nowhere.yaml")
 
 
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path):
+    """Text in another encoding, and a folder of that name: with the file."""
+    (tmp_path / "my.yaml").write_bytes("name: größe".encode("latin-1"))
+    told = refusal(str(tmp_path / "my.yaml"))
+    assert told.startswith(f"{tmp_path}/my.yaml: its text is not UTF-8 (") and told.endswith("): save it as UTF-8")
+    (tmp_path / "folder.yaml").mkdir()
+    assert refusal(str(tmp_path / "folder.yaml")).startswith(f"{tmp_path}/folder.yaml: cannot be read: ")
+
+
 def test_a_file_that_is_nearly_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its other ending, or none, is answered with the file that lies there."""
     monkeypatch.chdir(tmp_path)
