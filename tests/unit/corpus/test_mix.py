@@ -66,6 +66,18 @@ def test_length_may_be_set():
     assert len(order_of([10, 10], None, 50)) == 50
 
 
+def test_the_order_is_that_of_corpora_that_are_built():
+    """Another one is another corpus, which needs another VERSION (`corpus/store.py`): by that corpora are named."""
+    assert order_of([4, 1, 3, 2], None, None) == [3, 0, 2, 0, 1, 2, 0, 3, 0, 2]
+    assert [Permutation(10, "a")(number) for number in range(10)] == [2, 4, 7, 3, 8, 5, 6, 1, 0, 9]
+
+
+def test_a_permutation_takes_neighbors_apart():
+    """Of many rows, too: the first hundred of a thousand come in each tenth of the order."""
+    order = [Permutation(1000, "a")(number) for number in range(100)]
+    assert {place // 100 for place in order} == set(range(10))
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 64, 65, 1000])
 def test_a_permutation_has_every_number_once(size: int):
     """Of any size; another key gives another order, and the same key the same."""
