@@ -11,7 +11,7 @@ from lingu_ray.config import TaskConfig
 from lingu_ray.evaluation.bootstrap import Floats, interval
 from lingu_ray.evaluation.levels import Measured, Resampled
 from lingu_ray.evaluation.metrics.metric import Scores
-from lingu_ray.evaluation.quotients import NoValue, Quotient, mean_recovery, recovery
+from lingu_ray.evaluation.quotients import NoValue, Quotient, mean_recovery, mean_retention, recovery
 from lingu_ray.evaluation.roles import OF_THE_TEACHER
 from lingu_ray.evaluation.tasks.judging import METRICS
 
@@ -102,6 +102,24 @@ def test_a_task_without_a_loss_is_in_the_mean() -> None:
     left_out = replace(worse, config=kept.config.model_copy(update={"in_mean": False}))
     one, both, hurt, out = (value([lost, *more]) for more in ([], [kept], [worse], [left_out]))
     assert both != one and hurt < both - 0.1 and out == one
+
+
+def test_what_is_known_better_weighs_more() -> None:
+    """Gains and losses count by 1 / the standard error of the task's loss."""
+    random = np.random.default_rng(4)
+    tasks = [simulated(random, 4000, 0.1, 1.0), simulated(random, 200, 0.1, 0.0)]
+    known = [1 / task.gain("teacher", "adapted").value_R.std() for task in tasks]
+    gains, losses = (
+        [task.gain(*of).value for task in tasks] for of in (("distilled", "adapted"), ("teacher", "adapted"))
+    )
+    assert known[0] > 3 * known[1]
+    assert value(tasks) == pytest.approx(np.dot(known, gains) / np.dot(known, losses))
+
+
+def test_a_mean_of_no_task_says_so() -> None:
+    """Where none is of the kind, or none is counted, that is why; not that nothing was lost."""
+    for mean, kind in ((mean_recovery, "language"), (mean_retention, "vision")):
+        assert mean([], "distilled", OF_THE_TEACHER) == NoValue(f"no {kind} task counts in the mean")
 
 
 def test_without_any_loss_there_is_no_mean() -> None:
