@@ -103,8 +103,6 @@ def vqa_accuracy(prediction: str, answers: list[str]) -> float:
         )
     said, total = normalize_vqa(prediction), len(answers)
     matches = sum(normalize_vqa(answer) == said for answer in answers)
-    if not matches:
-        return 0.0
     # A person who agrees leaves one match less among the others.
     return (matches * min(1.0, (matches - 1) / 3) + (total - matches) * min(1.0, matches / 3)) / total
 
