@@ -192,6 +192,8 @@ def test_relaxed_accuracy(prediction: str, answer: str, met: bool):
         ("A man riding", None),  # an article
         ("Answer: A man riding", None),
         ("C'est un chat", None),  # parts of words
+        ("D", None),  # the first letter without an option
+        ("The answer is D.", None),
         ("The answer is A-frame", None),
         ("A/C unit", None),
         ("B&B", None),
