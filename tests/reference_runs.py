@@ -140,8 +140,8 @@ class Comparison:
             torch.testing.assert_close(found_gradients[name], gradient, **close, msg=named)
 
 
-def example(sample: Sample) -> Example:
-    """The sample in the reference's terms."""
+def example(sample: Sample, weights: dict[str, float] | None = None) -> Example:
+    """The sample in the reference's terms; `weights`: of its source, None: those of `WEIGHTS`."""
     return Example(
         ids=sample.input_ids_T.tolist(),
         supervised=sample.supervised_T.tolist(),
@@ -149,5 +149,5 @@ def example(sample: Sample) -> Example:
         distilled=sample.source == "text",
         sampled_from=sample.sampled_from,
         vision=sample.vision,
-        **WEIGHTS[sample.source],
+        **(WEIGHTS[sample.source] if weights is None else weights),
     )

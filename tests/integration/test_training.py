@@ -1,6 +1,7 @@
 """Real runs on a real Ray: the whole path from corpus to export, and what must not depend on how it is run."""
 
 import json
+import math
 from importlib.metadata import version
 from pathlib import Path
 
@@ -8,9 +9,12 @@ import mlflow
 import pytest
 import torch
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from reference_method import Objective, distillation_loss, teacher_logits
+from reference_pairs import ByTransformers
+from reference_runs import example
 from safetensors.torch import load_file, save_file
 from tinyrun import NEW_STUDENT, actors_started, config, workers_started
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from lingu_ray import export as export_command
 from lingu_ray.atomic import read_json, write_json
@@ -18,6 +22,7 @@ from lingu_ray.commands import guide_path
 from lingu_ray.config import CONTROLS, Config
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.config.flat import flat
+from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
@@ -112,6 +117,45 @@ def test_metrics_tell_the_whole_story(finished):
     assert environment["torch"] == version("torch") and environment["nodes"].startswith("1 × (")
     assert {f"environment.{key}": value for key, value in environment.items()}.items() <= run.data.tags.items()
     assert run.info.artifact_uri.startswith((finished.output_dir.resolve() / "mlartifacts").as_uri())
+
+
+def test_a_run_is_a_plain_loop_of_the_method(finished, data):
+    """Every step's figures, and the weights after the last, are those of a loop in float64 with the reference's loss,
+    PyTorch's AdamW and clipping, over the same rows.
+    """
+    settings, rates = finished.train, finished.train.learning_rates
+    vlm = AutoModelForImageTextToText.from_pretrained(data / "student", dtype=torch.float64)
+    pair = ByTransformers(vlm, AutoModelForCausalLM.from_pretrained(data / "teacher", dtype=torch.float64))
+    seeing = [p for name, p in vlm.named_parameters() if ".vision_model." in name]
+    others = [p for name, p in vlm.named_parameters() if ".vision_model." not in name]
+    groups = [{"params": seeing, "lr": rates.vision}, {"params": others, "lr": rates.decoder}]
+    optimizer = torch.optim.AdamW(groups, betas=settings.betas, weight_decay=0.0)
+    after_warmup = lambda step: max(step - 1, 0) / 6  # noqa: E731  the first step is the warm-up
+    decay = lambda step: 0.1 + 0.9 * (1 + math.cos(math.pi * after_warmup(step))) / 2  # noqa: E731
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, decay)
+    encoder = Encoder(AutoProcessor.from_pretrained(data / "student"), finished.corpus.max_length)
+    corpus = Corpus(Path(read_json(finished.run_dir / "corpus.json")["path"]))
+    records = [record for record in read_records(finished.run_dir / "metrics.jsonl") if "loss" in record]
+    for step, record in enumerate(records):
+        rows = corpus.rows(range(step * settings.rows_per_step, (step + 1) * settings.rows_per_step))
+        examples = [example(encoder.encode(row), weights={}) for row in rows]
+        students = [pair.student(one) for one in examples]
+        said = [
+            teacher_logits(pair, one, memory, Objective()) for one, (_, memory) in zip(examples, students, strict=True)
+        ]
+        found = distillation_loss(examples, [logits for logits, _ in students], said, Objective())
+        optimizer.zero_grad()
+        found.loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(vlm.parameters(), settings.grad_clip)
+        ce, kd = (sum(terms).item() / len(terms) for terms in (found.ce, found.kd))
+        figures = {"loss": found.loss.item(), "ce": ce, "kd": kd, "grad_norm": norm.item()}
+        figures |= {"tokens": len(found.ce), "lr": schedule.get_last_lr()[1]}
+        assert {name: record[name] for name in figures} == pytest.approx(figures, rel=1e-3, abs=1e-6)
+        optimizer.step()
+        schedule.step()
+    expected = vlm.state_dict()
+    for name, tensor in weights(finished).items():
+        torch.testing.assert_close(tensor, expected[name].float(), rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_in_process_gives_the_same_weights_to_the_bit(finished, data, output):
