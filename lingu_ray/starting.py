@@ -1,4 +1,7 @@
-"""A process that starts: Ctrl-C while a command still imports, and imports that take less. Brings next to nothing."""
+"""A process that starts: Ctrl-C and SIGTERM while a command still imports, and imports that take less.
+
+Brings next to nothing.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +36,10 @@ def end_stopped() -> None:
 
 
 def end_without_traceback() -> None:
-    """Where this process is a command, let an interrupt that nothing catches end it so, wrapped or not."""
+    """Where this process is a command, let an interrupt or SIGTERM that nothing catches end it so, wrapped or not."""
     if not _is_command():
         return
+    terminate_as_interrupt()
     tell = sys.excepthook
 
     def end_or_tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

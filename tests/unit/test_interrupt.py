@@ -142,22 +142,24 @@ def test_other_threads_leave_signals_alone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("command", "imports", "how"),
+    ("command", "imports", "number"),
     [
-        ("lingu_ray", "pydantic", ""),
-        ("lingu_ray.export", "transformers", ""),
-        ("tuning.compare", "jinja2", ""),
-        ("tuning.compare", "mlflow", " from KeyboardInterrupt()"),
+        ("lingu_ray", "pydantic", signal.SIGINT),
+        ("lingu_ray.export", "transformers", signal.SIGINT),
+        ("lingu_ray.doctor", "pydantic", signal.SIGTERM),
+        ("tuning.compare", "jinja2", signal.SIGTERM),
+        ("tuning.compare", "mlflow", None),
     ],
 )
 def test_an_interrupt_while_modules_are_imported_is_told_in_a_line(
-    tmp_path: Path, command: str, imports: str, how: str
+    tmp_path: Path, command: str, imports: str, number: signal.Signals | None
 ):
-    """Before the command itself can catch it, wrapped too; in others' programs that use the package it is theirs."""
-    error = f"raise RuntimeError(){how}" if how else "import signal; signal.raise_signal(signal.SIGINT)"
-    (tmp_path / f"{imports}.py").write_text(error)
+    """Before the command itself can catch it, wrapped too (None); in others' programs that use the package it is
+    theirs."""
+    stop = f"import os; os.kill(os.getpid(), {number})" if number else "raise RuntimeError() from KeyboardInterrupt()"
+    (tmp_path / f"{imports}.py").write_text(stop)
     path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
     with Command([sys.executable, "-m", command], env=path) as ours:
         assert ours.finish(130) == "stopped; what was finished is kept\n"
     with Command([sys.executable, "-c", f"import lingu_ray, {imports}"], env=path) as theirs:
-        assert "Traceback" in theirs.finish(1 if how else -signal.SIGINT)
+        assert ("Traceback" in theirs.finish(-number if number else 1)) == (number != signal.SIGTERM)
