@@ -127,25 +127,25 @@ def check_models(config: Config, folder: RunFolder) -> None:
     write_json(folder.models, now)
 
 
-def check_loaded_models(config: Config, folder: RunFolder) -> None:
-    """Check that teacher and student are those that the run was started with, before they are loaded by a worker, which
-    may be started again days later, or measured.
+TEACHER, STUDENT = LOADED = ("teacher", "student")
+"""Of the models that a run starts from, those that are loaded after its initial model was made."""
+
+
+def check_loaded_models(config: Config, folder: RunFolder, names: Sequence[str] = LOADED) -> None:
+    """Check that these models are those that the run was started with, before they are measured, or loaded by a process
+    that may be started again days later.
 
     Raises:
         UserError: the files of one have changed, or are gone.
     """
     if not folder.models.exists():
         return
-    before, now = read_json(folder.models), model_contents(config, _LOADED)
+    before, now = read_json(folder.models), model_contents(config, names)
     if changed := [name for name in now if before.get(name) != now[name]]:
         raise _other_models(config, folder, changed)
 
 
-_LOADED = ("teacher", "student")
-"""Of the models that a run starts from, those that are loaded after its initial model was made."""
-
-
-def model_contents(config: Config, names: Sequence[str] = (*_LOADED, "tower")) -> dict[str, str]:
+def model_contents(config: Config, names: Sequence[str] = (*LOADED, "tower")) -> dict[str, str]:
     """Identity of these models, of those that the run starts from, by their names in `models.json`."""
     models = {name: model for name, model in _models(config).items() if name in names}
     return {name: model_identity(local_copy(path), revision) for name, (_, path, revision) in models.items()}

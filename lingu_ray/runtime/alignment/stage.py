@@ -32,7 +32,7 @@ from lingu_ray.runtime.cluster.capacity import uses_gpu, worker_resources
 from lingu_ray.runtime.cluster.connect import threads
 from lingu_ray.runtime.cluster.memory import explained
 from lingu_ray.runtime.controls import run_of_control
-from lingu_ray.runtime.resume import check_loaded_models, trained_steps
+from lingu_ray.runtime.resume import STUDENT, check_loaded_models, trained_steps
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.waiting import RAY_STATUS, waiting
 
@@ -69,7 +69,7 @@ def align(config: Config, folder: RunFolder, corpus: Corpus, corpus_fingerprint:
         _keep(folder, local.read_bytes(), record)
         log.info("%s: aligned with %s", config.name, other.root.name)
         return
-    check_loaded_models(config, folder)
+    check_loaded_models(config, folder, [STUDENT])
     result = _run(config, config.align, folder, corpus)
     record = {"identity": identity, **result["record"]}
     _keep(folder, result["weights"], record)

@@ -74,6 +74,7 @@ def make_teacher(
     All workers must call it.
     """
     if settings.placement == "in_process":
+        check()
         return load_teacher(settings, dtype, device)
     start = partial(start_teacher, settings, dtype, device, threads, log_to, check)
     actor = _of_the_node(start, device) if settings.placement == "node" else start()

@@ -35,7 +35,7 @@ from lingu_ray.runtime.cluster.memory import FOR_TRAINING, explained
 from lingu_ray.runtime.cluster.preemption import node_is_leaving, preempted
 from lingu_ray.runtime.models.export import export_model
 from lingu_ray.runtime.models.load import export_dtype, initial_student, load_student
-from lingu_ray.runtime.resume import check_loaded_models
+from lingu_ray.runtime.resume import STUDENT, TEACHER, check_loaded_models
 from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.run_folder.records import JsonLines, Record
 from lingu_ray.runtime.run_folder.run_log import run_log
@@ -110,7 +110,6 @@ class Worker:
         torch.set_num_threads(self.threads)
         use_tensor_cores(self.device)
 
-        check_loaded_models(self.config, self.folder)
         teacher = self._load_teacher()  # first, so that an actor starts while the rest is loaded
         self.corpus = Corpus(job.corpus_dir)
         self.processor = run_processor(self.folder.initial_model, self.config.student.trust_remote_code)
@@ -329,6 +328,7 @@ class Worker:
         self.metrics.saved()
 
     def _load_student(self) -> Student:
+        check_loaded_models(self.config, self.folder, [STUDENT])
         settings = initial_student(self.config, self.folder.initial_model)
         student = Student(load_student(settings, self.config.train.attention))
         if self.config.align is not None:
@@ -340,5 +340,5 @@ class Worker:
         if not self.config.uses_teacher:
             return None
         log_to = partial(run_log, self.folder, self.config.name, self.rank, "teacher")
-        check = partial(check_loaded_models, self.config, self.folder)
+        check = partial(check_loaded_models, self.config, self.folder, [TEACHER])
         return make_teacher(self.config.teacher, self.dtype, self.device, self.threads, log_to, check)

@@ -5,10 +5,12 @@ import logging
 import shutil
 import threading
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from tinyrun import config, write_pair_and_data
 
 from lingu_ray.atomic import write_json
@@ -21,6 +23,7 @@ from lingu_ray.runtime.preparation import check_output
 from lingu_ray.runtime.run import Run
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
+from lingu_ray.runtime.teacher.teachers import make_teacher
 from lingu_ray.runtime.tracking.environment import read_environment
 
 LEASE = Lease(Path("driver.json"), "this test")
@@ -240,6 +243,19 @@ def test_a_finished_run_is_measured_beside_the_models_that_it_was_started_with(t
     with pytest.raises(UserError, match=r"another model than teacher\.path=.*: its files have changed"):
         Run(measured, LEASE).check()
     Run(config(tmp_path / "b", tmp_path / "runs"), LEASE).check()
+
+
+def test_what_loads_a_model_looks_at_that_model_alone(tmp_path: Path):
+    """A control's worker never reads the teacher, nor copies one from a bucket; one in the worker is looked at."""
+    write_pair_and_data(tmp_path)
+    settings = config(tmp_path, tmp_path / "runs", teacher={"placement": "in_process"})
+    folder = started(settings)
+    resume.check_models(settings, folder)
+    shutil.rmtree(tmp_path / "teacher")
+    resume.check_loaded_models(settings, folder, [resume.STUDENT])
+    check = partial(resume.check_loaded_models, settings, folder, [resume.TEACHER])
+    with pytest.raises(UserError, match=r"another model than teacher\.path=.*: its files have changed"):
+        make_teacher(settings.teacher, torch.float32, torch.device("cpu"), 1, check=check)
 
 
 def test_changed_data_are_refused_or_said(tmp_path: Path, said):
