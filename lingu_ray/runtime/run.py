@@ -43,7 +43,7 @@ from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.job_stop import StopWait
 from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.run_folder.patient_read import PatientRead
-from lingu_ray.runtime.run_folder.records import Record, RecordReader
+from lingu_ray.runtime.run_folder.records import LoggedSteps, Newest, Record, RecordReader, last_record
 from lingu_ray.runtime.run_folder.run_log import waits_of_workers
 from lingu_ray.runtime.run_folder.run_store import following, newest_step
 from lingu_ray.runtime.tracking.also import check_also
@@ -144,9 +144,7 @@ class Run:
         self.restarts = PatientRead("failures of workers", lambda: restarts.new_messages(self._saved_step), self._warn)
         self.stop_wait = StopWait()
         self._warn(self.stop_wait.warning_at_start())
-        logged = self.tracker.follow(self.progress.say)
-        reader = RecordReader(self.folder.metrics, logged)  # only new ones are shown
-        self.records = PatientRead("metrics", reader.new_records, self._warn)
+        self._read_from(self.tracker.follow(self.progress.say))
         self._wait_for(_FIRST)
         job = Job(self.config, self.folder.place, self.corpus.folder, self.lease, neighbors, until)
         trainer = torch_trainer(self.config, self.folder, job)
@@ -158,8 +156,27 @@ class Run:
         """Whether the workers are running."""
         return self.thread is not None and self.thread.is_alive()
 
+    def _read_from(self, logged: LoggedSteps) -> None:
+        """Read what is recorded from now on, also of steps that are trained again; `logged`: those that MLflow has."""
+        self.logged, metrics = logged, self.folder.metrics
+        last = last_record(metrics) if metrics.exists() else {}
+        step = max(logged.training, last.get("step", 0))  # trackers get those that are there by now, too
+        reader = RecordReader(metrics, Newest(LoggedSteps(step, step), last.get("time", 0.0)))
+        self.records = PatientRead("metrics", reader.new_records, self._warn)
+        if step > (saved := self._saved_step()):
+            self.progress.say(
+                f"trained again: steps {saved + 1} to {step}, of which MLflow keeps the values that it has; "
+                f"{metrics.name} and report have the new ones"
+            )
+
+    def _is_first(self, record: Record) -> bool:
+        """Whether it is the first record of its step."""
+        before, self.logged = self.logged, self.logged.with_record(record)
+        return self.logged != before
+
     def follow(self) -> list[Record]:
-        """Show and return the records since the last call; where storage fails, a later call does."""
+        """Show the records since the last call, and return the first ones of their steps; where storage fails, a later
+        call does."""
         if self.thread is None:
             return []
         waits = () if self.training else _LAST_READ_WAITS_S
@@ -178,7 +195,7 @@ class Run:
         for message in self.restarts.read(waits):
             self._warn(message)
             self._wait_for(_FIRST)
-        return records
+        return [record for record in records if self._is_first(record)]
 
     def stop(self) -> None:
         """Ask the workers to finish the step and save, wait for them, and close live line and tracking."""

@@ -34,6 +34,21 @@ class LoggedSteps:
         return replace(self, **{kind: max(record["step"], getattr(self, kind))})
 
 
+@dataclass(frozen=True)
+class Newest:
+    """The newest steps, and when a record was made last: one of a step that is trained again is new, too.
+
+    Not by time alone: a clock may be set back.
+    """
+
+    steps: LoggedSteps
+    time: float
+
+    def with_record(self, record: Record) -> Newest:
+        """The newest after a record, which may be an old one."""
+        return Newest(self.steps.with_record(record), max(record["time"], self.time))
+
+
 class JsonLines:
     """A file that one process appends to."""
 
@@ -91,15 +106,16 @@ def _record(line: bytes, where: str) -> Record:
 
 
 class RecordReader:
-    """Reads the records that were appended since the last call, each step once, also after the file was truncated.
+    """Reads the records that were appended since the last call, none twice, also after the file was truncated.
 
-    `known`: records up to these steps count as read.
+    `known`: these records count as read. With `LoggedSteps` each step is read once, with `Newest` again where it is
+    trained again.
     """
 
-    def __init__(self, path: Path, known: LoggedSteps | None = None):
+    def __init__(self, path: Path, known: LoggedSteps | Newest | None = None):
         self.path = path
         self.offset, self.inode = 0, 0
-        self.newest = LoggedSteps(0, 0) if known is None else known
+        self.newest: LoggedSteps | Newest = LoggedSteps(0, 0) if known is None else known
 
     def new_records(self) -> list[Record]:
         """The records that were not read yet.

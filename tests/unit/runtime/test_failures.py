@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import signal
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +24,10 @@ from lingu_ray.runtime.cluster.memory import FOR_TRAINING, explained
 from lingu_ray.runtime.failures import NAME, OnFailure, Restarts
 from lingu_ray.runtime.run import Run, _readable
 from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.job_stop import StopWait
 from lingu_ray.runtime.run_folder.lease import Lease
+from lingu_ray.runtime.run_folder.patient_read import PatientRead
+from lingu_ray.runtime.run_folder.records import JsonLines, LoggedSteps
 from lingu_ray.runtime.trainer import _fit
 
 DIED = WorkerHealthCheckFailedError("…", ActorDiedError())  # as the controller has them
@@ -157,3 +162,32 @@ def test_a_teacher_on_a_full_node_is_told_too() -> None:
         explained("the teacher", FOR_TRAINING),
     ):
         raise FULL.health_check_failure
+
+
+def test_steps_that_are_trained_again_are_shown_and_given_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """After a crash, and after a worker that was started again, the line goes on with the first step after the
+    checkpoint; callers get the first record of a step alone, and it is said what MLflow keeps."""
+    run = Run(config(tmp_path / "data", tmp_path / "runs"), Lease(tmp_path / "driver.json", "this test"))
+    shown: list[int] = []
+    monkeypatch.setattr(run.progress, "show", lambda record: shown.append(record["step"]))
+    lines, clock = JsonLines(run.folder.metrics), itertools.count(1.0)
+    run.folder.root.mkdir(parents=True)
+
+    def train(*steps: int) -> list[int]:
+        """The steps of the records that the driver is given while these are trained."""
+        lines.drop_after(steps[0] - 1)
+        for step in steps:
+            lines.append({"step": step, "loss": 1.0, "time": next(clock)})
+        return [record["step"] for record in run.follow()]
+
+    train(1, 2, 3)
+    run._read_from(LoggedSteps(2, 0))
+    run._wait_for("the first step")
+    run.thread, run.stop_wait = threading.Thread(), StopWait()
+    run.restarts = PatientRead("failures", list, pytest.fail)
+    assert run.follow() == []
+    assert train(1, 2, 3, 4) == [3, 4] and train(3, 4, 5) == [5]
+    assert shown == [1, 2, 3, 4, 3, 4, 5]
+    assert "steps 1 to 3, of which MLflow keeps the values that it has" in capsys.readouterr().err

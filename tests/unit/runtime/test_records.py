@@ -9,7 +9,7 @@ import pytest
 
 from lingu_ray.errors import UserError, full_disk
 from lingu_ray.runtime.run_folder.patient_read import PatientRead
-from lingu_ray.runtime.run_folder.records import JsonLines, LoggedSteps, RecordReader, read_records
+from lingu_ray.runtime.run_folder.records import JsonLines, LoggedSteps, Newest, RecordReader, read_records
 
 
 def test_steps_to_be_done_again_are_dropped(tmp_path):
@@ -81,6 +81,25 @@ def test_tail_sees_every_line_once_and_whole(tmp_path):
     lines.append({"step": 2})
     lines.append({"step": 3})
     assert tail.new_records() == [{"step": 3}]
+
+
+def test_steps_that_are_trained_again_are_followed_again(tmp_path):
+    """What was recorded before is not told again, and steps after a checkpoint are, each time; a clock that is set back
+    hides no further step."""
+    lines = JsonLines(tmp_path / "m.jsonl")
+    for step in (1, 2, 3):
+        lines.append({"step": step, "time": 100.0 + step})
+    tail = RecordReader(lines.path, Newest(LoggedSteps(3, 0), 103.0))
+    assert tail.new_records() == []
+    for begin in (200.0, 300.0):
+        lines.drop_after(1)
+        assert tail.new_records() == []
+        again = [{"step": step, "time": begin + step} for step in (2, 3, 4)]
+        for record in again:
+            lines.append(record)
+        assert tail.new_records() == again
+    lines.append(late := {"step": 5, "time": 250.0})
+    assert tail.new_records() == [late]
 
 
 def test_a_read_that_fails_for_a_moment_loses_nothing(tmp_path, monkeypatch):
