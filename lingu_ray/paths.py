@@ -33,6 +33,7 @@ _OF_FILES = {
 _OF_DATABASES = {".db", ".sqlite", ".sqlite3"}
 _VARIABLE = re.compile(r"\$\{?[A-Za-z_]\w*")
 _OF_A_STORE = re.compile("^(sqlite:///|file:(//)?)")
+_HOST_AND_PORT = re.compile(r"[\w.-]+:\d+(/.*)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _start: ContextVar[Path | None] = ContextVar("start", default=None)
@@ -189,13 +190,19 @@ def data_folder(path: str) -> str:
 
 
 def tracking_uri(uri: str) -> str:
-    """An MLflow store; one on disk by its absolute path. Raises NoPath for a bucket, and a database by path alone."""
+    """An MLflow store; one on disk by its absolute path.
+
+    Raises:
+        NoPath: it is in a bucket; a server or a database is named without what its address begins with.
+    """
     if storage.scheme_of(uri) in storage.SCHEMES:
         raise NoPath(f"{storage.redacted(uri)}: MLflow keeps runs on a server or in a database, not in a bucket")
     if uri.startswith("sqlite:///"):
         return f"sqlite:///{absolute(uri.removeprefix('sqlite:///'))}"
     if uri.startswith("file:"):
         return f"file://{absolute(uri.removeprefix('file:').removeprefix('//'))}"
+    if _HOST_AND_PORT.fullmatch(uri):
+        raise NoPath(f"{uri}: a server's address begins with http:// or https://: http://{uri}")
     if ":" in uri or uri == "databricks":
         return uri
     if Path(uri).suffix in _OF_DATABASES or absolute(uri).is_file():

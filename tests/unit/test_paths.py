@@ -150,6 +150,9 @@ def test_stores(here: Path):
         named = here / Path(file).name if file.startswith("~") else here / file
         with pytest.raises(paths.NoPath, match=f"a database is named with its kind: sqlite:///{named}"):
             paths.tracking_uri(file)
+    for server in ("localhost:5000", "mlflow.example.com:80/path"):  # which MLflow would take for a scheme
+        with pytest.raises(paths.NoPath, match=f"^{server}: a server's address begins with .*: http://{server}$"):
+            paths.tracking_uri(server)
 
 
 def test_a_typo_is_answered_with_the_nearest_name(here: Path):
