@@ -45,20 +45,18 @@ def check_context(record: Record, messages: Messages) -> None:
         if _is_prose(text) and _words(text) not in _words(" ".join(prompts)):
             raise BadRecord("bad_turns", f"{name!r} is in no prompt: write it into the question, or take it out")
     if messages and messages[-1]["role"] == "user":
-        for name in _ANSWERS:
-            if not is_empty(record.get(name)):
-                raise BadRecord("bad_turns", f"{name!r} beside a question at the end: write it as the last turn")
+        check_no_answer(record, "beside a question at the end: write it as the last turn")
 
 
-def check_caption(record: Record) -> None:
-    """Check that no answer stands beside a text that would be learned as a caption, and may be the question.
+def check_no_answer(record: Record, beside: str) -> None:
+    """Check that no answer is left out of a row: beside its last question, or a caption, which may be the question.
 
     Raises:
-        BadRecord: it does.
+        BadRecord: one is; `beside` says where, and the cure.
     """
     for name in _ANSWERS:
         if not is_empty(record.get(name)):
-            raise BadRecord("bad_turns", f"{name!r} beside a caption: call a question 'question' (`key.question.txt`)")
+            raise BadRecord("bad_turns", f"{name!r} {beside}")
 
 
 def check_question(record: Record, asked: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lingu_ray.config import SourceConfig
-from lingu_ray.corpus.beside import check_caption, check_question
+from lingu_ray.corpus.beside import check_no_answer, check_question
 from lingu_ray.corpus.contents import IMAGE_KEYS, as_images, check_no_picture, read_images
 from lingu_ray.corpus.fill import fill
 from lingu_ray.corpus.record import (
@@ -251,7 +251,7 @@ def _images_of_sample(members: Record, named: list[Any], may_be_text: bool) -> l
 
 def _caption(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     check_record(record, source)
-    check_caption(record)
+    check_no_answer(record, "beside a caption: call a question 'question' (`key.question.txt`)")
     question = fill(source.prompt or WHAT_IS_IT, record, may_be_a_name=True)
     yield conversation(record, question_and_answer(question, read_text(record, "caption").strip()))
 
