@@ -30,7 +30,8 @@ from lingu_ray.config.base import BESIDE_RUNS
 from lingu_ray.config.command_line import names_and_settings
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.evaluation.tracking import task_of
+from lingu_ray.evaluation.results import MANY_CUT_OFF
+from lingu_ray.evaluation.tracking import CUT_OFF, figure_name, task_of
 from lingu_ray.paths import LocalPath, TrackingUri, location
 from lingu_ray.report.pages import environment, svgs
 from lingu_ray.report.plots import save_panels
@@ -72,6 +73,7 @@ def main(arguments: list[str]) -> None:
     for title, table in tables.items():
         show(title, table)
     notes = [*not_of_the_end(runs), *other_items(runs), *other_engines(runs), *other_formulas(runs)]
+    notes += cut_off_answers(runs)
     for note in notes:
         print(note)
     page = write_page(runs, tables, notes, options.out)
@@ -159,6 +161,17 @@ def other_formulas(runs: list[Compared]) -> list[str]:
     for mean, groups in _apart({run.name: run.formulas for run in runs}):
         by = " | ".join(f"{', '.join(names)}: {formula}" for formula, names in groups.items())
         notes.append(f"{mean} is not computed in one way ({by}): its values do not compare")
+    return notes
+
+
+def cut_off_answers(runs: list[Compared]) -> list[str]:
+    """A sentence for each task of which a run's model had many answers cut off."""
+    notes = []
+    for task in dict.fromkeys(task for run in runs for name in run.metrics if (task := task_of(name))):
+        shares = {run.name: run.metrics.get(figure_name(task, CUT_OFF), 0.0) for run in runs}
+        if max(shares.values()) > MANY_CUT_OFF:
+            of_runs = ", ".join(f"{share:.1%} of {run}" for run, share in shares.items() if share)
+            notes.append(f"{task}: answers that ended at max_new_tokens, which costs points: {of_runs}")
     return notes
 
 

@@ -14,6 +14,7 @@ from lingu_ray.evaluation.engines.engine import Answer, Score
 from lingu_ray.evaluation.item_files import CUT_OFF, CUT_TO, SAMPLE, Parts, Stamp, items_path, read_columns, stamp_of
 from lingu_ray.evaluation.metrics.metric import Columns
 from lingu_ray.evaluation.replicas import Answers, Chunk, Replicas, Requests
+from lingu_ray.evaluation.results import MANY_CUT_OFF
 from lingu_ray.evaluation.tasks.task import Asked, Item, Scored, Task, pictures_of
 from lingu_ray.evaluation.thumbnail import thumbnail
 from lingu_ray.live import LiveLine
@@ -21,7 +22,6 @@ from lingu_ray.live import LiveLine
 log = logging.getLogger(__name__)
 
 CHUNK = 128  # items
-MANY_CUT_OFF = 0.05  # share of a task's answers
 SAMPLES = 12  # first items of a task whose question is kept, for the report
 
 

@@ -15,6 +15,9 @@ PERPLEXITY = "perplexity"
 UNITS = {PERPLEXITY: "nats per token", "nats_per_word": "nats per word", "nats_per_choice": "nats per right choice"}
 """What a difference of scores is counted in, by metric; others are counted in the metric itself."""
 
+MANY_CUT_OFF = 0.05
+"""The share of a task's answers from which it is told that they ended at `max_new_tokens`."""
+
 Kind = Literal["language", "vision"]
 RecoveryIn = Literal["metric", "nats"]
 """What mean recovery and verdict take of a language task: its metric, or nats where likelihoods are measured."""

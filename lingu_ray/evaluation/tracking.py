@@ -20,7 +20,7 @@ from lingu_ray.runtime.tracking.store import check_store
 from lingu_ray.runtime.tracking.store_uri import STORE, store_uri
 from lingu_ray.storage import origin
 
-SCORE, NATS, BLIND = "score", "nats", "blind"
+SCORE, NATS, BLIND, CUT_OFF = "score", "nats", "blind", "cut_off"
 MODELS = ".mlflow"
 """Folder of an evaluation's results with the pointers to its models' runs."""
 VERDICT = "verdict"
@@ -35,7 +35,7 @@ _TAG_LIMIT = 5000  # characters that every version of MLflow takes
 
 
 def figure_name(task: str, metric: str = SCORE) -> str:
-    """The name of a task's metric: its score, recovery or retention; `nats`, `recovery_nats`, `blind`."""
+    """The name of a task's metric: its score, recovery or retention; `nats`, `recovery_nats`, `blind`, `cut_off`."""
     return f"eval/{task}/{metric}"
 
 
@@ -47,7 +47,8 @@ def task_of(name: str) -> str | None:
 
 
 def figures_of(result: Recovery, model: str) -> dict[str, float]:
-    """The model's scores on every task, by metric, in nats and blind, with recovery or retention; the means.
+    """The model's scores on every task, by metric, in nats and blind, with recovery or retention; the share of its
+    answers that were cut off, where it gave any; the means.
 
     What it has no value of is left out.
     """
@@ -67,6 +68,8 @@ def _of_task(name: str, task: TaskScores, model: str, score: str, suffix: str = 
     if found is None:
         return {}
     metrics = {figure_name(name, score): found.score.value}
+    if found.cut_off is not None:
+        metrics[figure_name(name, CUT_OFF)] = found.cut_off
     if found.quotient is not None:
         metrics[figure_name(name, task.quotient_name + suffix)] = found.quotient.value
     return metrics

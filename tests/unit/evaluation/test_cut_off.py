@@ -19,6 +19,7 @@ from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.evaluation.replicas import Chunk
 from lingu_ray.evaluation.tasks.load import load_task
+from lingu_ray.evaluation.tracking import figures_of
 from lingu_ray.report.evaluation_page import write_evaluation
 
 ITEMS = 40
@@ -58,6 +59,7 @@ def test_cut_off_answers_are_counted(
     result = summarize(tmp_path, ["adapted", "distilled"], EvaluationConfig(tasks=(config,), bootstrap=50))
     shares = {model: found.cut_off for model, found in result.tasks["forms"].models.items()}
     assert shares == {"adapted": 0, "distilled": cut_off / ITEMS}
+    assert figures_of(result, "distilled")["eval/forms/cut_off"] == cut_off / ITEMS  # in MLflow
     assert read_recovery(tmp_path) == result
     page = write_evaluation(result, tmp_path).read_text(encoding="utf-8")
     assert (f"cut off: {cut_off / ITEMS:.1%} of " in page) == bool(cut_off)

@@ -314,6 +314,19 @@ def test_shown_names_leave_out_what_all_share(names: list[str], short: list[str]
     assert [run.name for run in compare.in_short([compare.Compared(name, {}, {}) for name in names])] == short
 
 
+def test_many_answers_that_were_cut_off_are_named() -> None:
+    """With every run's share, where one has more than a twentieth; a score alone does not show why it is low."""
+    shares = {"a": 0.125, "b": 0.01, "c": 0.0}
+    runs = [
+        compare.Compared(name, {}, {"eval/x/score": 0.5, "eval/x/cut_off": share, "eval/y/score": 0.5})
+        for name, share in shares.items()
+    ]
+    assert compare.cut_off_answers(runs) == [
+        "x: answers that ended at max_new_tokens, which costs points: 12.5% of a, 1.0% of b"
+    ]
+    assert compare.cut_off_answers(runs[1:]) == []
+
+
 def test_a_folder_that_is_not_there_is_no_run_id(tmp_path: Path) -> None:
     """It is told as a folder, not looked up in a store."""
     with pytest.raises(UserError, match="nowhere: no such folder; a run is named by its folder or its MLflow id"):
