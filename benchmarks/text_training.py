@@ -18,15 +18,13 @@ from lingu_ray.runtime.training.optimizer import make_optimizer, trained_paramet
 from lingu_ray.runtime.training.prepare import prepare
 from lingu_ray.runtime.training.step import MicroBatches
 
-CPU = torch.device("cpu")
-
 
 class TextTraining:
     """Plain fine-tuning of a student with random weights; `settings` give `layers` and `hidden` of its decoder."""
 
-    def __init__(self, settings: Row, precision: str, train: TrainConfig | None = None, device: torch.device = CPU):
+    def __init__(self, settings: Row, precision: str):
         torch.manual_seed(0)
-        train = train or TrainConfig()
+        train, device = TrainConfig(), torch.device("cpu")
         self.student = Student(llama_pair(settings["layers"], settings["hidden"], image_tokens=16).make_student())
         prepare(self.student, train, device, seed=0)
         self.optimizer = make_optimizer(self.student, train)

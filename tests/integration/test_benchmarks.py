@@ -71,16 +71,6 @@ def test_cpu_memory(tmp_path):
     assert (tmp_path / "cpu_memory.png").stat().st_size > 1000
 
 
-def test_checkpoint(tmp_path):
-    """Two workers write both layouts at each size, and what they lose and take is in the rows."""
-    sizes = ["workers=2", "hidden=192,384", "layers=1", "steps=2", "repeats=1", "rows=1", "tokens=8"]
-    rows = run("checkpoint", *sizes, out=tmp_path)
-    assert [row["layout"] for row in rows] == ["whole", "sharded"] * 2
-    assert rows[0]["checkpoint_MB"] == rows[1]["checkpoint_MB"] < rows[2]["checkpoint_MB"]
-    assert all(row["step_s"] > 0 and row["memory_MiB"] >= 0 for row in rows)
-    assert (tmp_path / "checkpoint.png").stat().st_size > 1000
-
-
 def test_rounding(tmp_path):
     """A decoder equal to the teacher: whatever is donated, KD is nothing in float32 and a little in bf16."""
     tiny_teacher(folder=tmp_path / "teacher")
