@@ -1,8 +1,9 @@
-"""The wheel: what someone who installs it has."""
+"""The wheel, and the source package: what someone who installs or unpacks it has."""
 
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email import message_from_string
 from importlib.metadata import version
@@ -47,6 +48,23 @@ def test_the_wheel_has_what_the_tree_has(wheel: zipfile.ZipFile):
     assert packed == tree
     assert {"lingu_ray/guide.md", "lingu_ray/py.typed", "tuning/py.typed"} <= packed
     assert wheel.read("lingu_ray/guide.md") == (ROOT / "docs/guide.md").read_bytes()
+
+
+def test_the_source_package_has_what_the_repository_has(tmp_path: Path):
+    """Every file of its folders, and those beside them that `make` and the README name."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    beside = ("Makefile", "MANIFEST.in", "pyproject.toml", "LICENSE", "CITATION.cff", "README.md", "CONTRIBUTING.md")
+    for name in (".ci", ".github", "benchmarks", "clusters", "docs", "examples", "lingu_ray", "tests", "tuning"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (*(ROOT / name for name in beside), *ROOT.glob("requirements-*.lock")):
+        shutil.copy(path, source)
+    tree = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    code = f"from setuptools.build_meta import build_sdist; build_sdist({str(out)!r})"
+    with Command([sys.executable, "-c", code], cwd=source) as command:
+        command.finish()
+    (packed,) = out.glob("*.tar.gz")
+    with tarfile.open(packed) as files:
+        assert tree <= {name.partition("/")[2] for name in files.getnames()}
 
 
 def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile):
