@@ -66,6 +66,13 @@ def adapted_layers(decoder: nn.Module, targets: Collection[str]) -> list[str]:
     return [name for name in linear if name.rpartition(".")[2] in wanted]
 
 
+def share_in_experts(decoder: nn.Module) -> float:
+    """The share of the decoder's weights in fused experts, `[experts, out, in]`, which are in no layer that gets an
+    adapter."""
+    parameters = list(decoder.parameters())
+    return sum(one.numel() for one in parameters if one.ndim == 3) / sum(one.numel() for one in parameters)
+
+
 def is_adapter(name: str) -> bool:
     """Whether a parameter of this name belongs to an adapter."""
     return re.search(r"\.lora_[AB]\.", name) is not None

@@ -8,13 +8,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from lingu_ray.atomic import whole_folder, why_unwritable
 from lingu_ray.config import Config
 from lingu_ray.corpus.order import passes
 from lingu_ray.corpus.patterns import is_matched
 from lingu_ray.corpus.processor import kept_processor, run_processor
 from lingu_ray.corpus.store import Corpus
-from lingu_ray.distill.lora import adapted_layers
+from lingu_ray.distill.lora import adapted_layers, share_in_experts
 from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import UserError
 from lingu_ray.paths import is_on_hub
@@ -73,7 +75,23 @@ def prepare_initial_model(config: Config, folder: RunFolder) -> None:
     _check_measurable(config, processor)
     if config.train.lora is not None:
         student = empty_student(initial_student(config, folder.initial_model))
-        adapted_layers(student.get_decoder(), config.train.lora.targets)
+        check_adapted(config, student.get_decoder())
+
+
+def check_adapted(config: Config, decoder: nn.Module) -> None:
+    """Check which layers get an adapter; warn where most of the decoder, which one would expect among them, gets none.
+
+    Raises:
+        UserError: as `adapted_layers`.
+    """
+    assert config.train.lora is not None
+    adapted_layers(decoder, config.train.lora.targets)
+    if not config.train.lora.targets and (share := share_in_experts(decoder)):
+        log.warning(
+            "%s: train.lora adapts no experts, which are %.0f%% of the decoder's weights and stay as they are: in "
+            "Transformers they are no linear layers",
+            *(config.name, 100 * share),
+        )
 
 
 def _check_measurable(config: Config, processor: Any) -> None:

@@ -4,9 +4,11 @@ import sys
 
 import pytest
 import torch
+from families import QWEN3_MOE
 from tiny import VOCABULARY, tiny_processor, tiny_student, tiny_teacher
+from tinyrun import config
 from torch import nn
-from transformers import Idefics3ForConditionalGeneration
+from transformers import Idefics3ForConditionalGeneration, Qwen3MoeModel
 
 from lingu_ray.config import LearningRates, LoraConfig, TrainConfig
 from lingu_ray.distill.donation import plan_donation
@@ -15,6 +17,7 @@ from lingu_ray.distill.lora import add_adapters, is_adapter
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.models.export import export_model
+from lingu_ray.runtime.preparation import check_adapted
 from lingu_ray.runtime.training.optimizer import make_optimizer, trained_parameters
 
 LORA = LoraConfig(rank=4, alpha=6)
@@ -134,3 +137,16 @@ def test_a_frozen_decoder_is_refused(what):
     """Adapters and shards want a decoder that learns; the error names both settings."""
     with pytest.raises(ValueError, match=r"train\.(lora|parallelism=fsdp2) needs .* train\.learning_rates\.decoder"):
         TrainConfig.model_validate({"learning_rates": {"decoder": 0}, **what})
+
+
+def test_experts_without_an_adapter_are_told(tmp_path, caplog):
+    """Fused ones are no linear layers; it is said how much of the decoder they are, unless layers are named."""
+    decoder = Qwen3MoeModel(QWEN3_MOE)
+    add_adapters(decoder, rank=4, alpha=6)
+    adapted = [name for name, _ in decoder.named_parameters() if is_adapter(name)]
+    assert adapted and all(".self_attn." in name for name in adapted)
+    for lora, told in ({"targets": ["q_proj"]}, False), ({}, True):
+        check_adapted(config(tmp_path, tmp_path, train={"lora": lora}), Qwen3MoeModel(QWEN3_MOE))
+        assert ("train.lora adapts no experts" in caplog.text) == told
+    check_adapted(config(tmp_path, tmp_path, train={"lora": {}}), Student(tiny_student(tiny_teacher())).decoder)
+    assert caplog.text.count("adapts no experts") == 1
