@@ -196,6 +196,17 @@ def test_an_open_block_of_thoughts_is_closed_by_the_answer():
         assert said(encoder, encoder.encode(row("what?", answer))) == [f"{expected}<|im_end|>"]
 
 
+def test_the_switch_of_a_template_that_reasons_is_set_in_its_first_line():
+    """As Qwen3's, by what the guide says: the question ends with the empty block of thoughts, and the answer alone is
+    learned."""
+    off = "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif"
+    template = TEMPLATES["qwen3"].replace("assistant\n{% endif", f"assistant\n{off}")
+    for first_line, answer in (("", "<think>\n\n</think>\n\na cat"), ("{%- set enable_thinking = false %}\n", "a cat")):
+        encoder = Encoder(processor_with(tokenizer_of("byte_level"), first_line + template), 512)
+        encoder.check_template()
+        assert said(encoder, encoder.encode(row("what?", "a cat"))) == [f"{answer}<|im_end|>"]
+
+
 def test_eos_closes_answers_that_the_template_leaves_open():
     """LLaVA 1.5: every answer gets EOS, in training and in the conversations that our own inference continues."""
     encoder = encoder_of("vicuna", "prepending", "bos")
