@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_config
-from lingu_ray.errors import UserError, run_command
+from lingu_ray.errors import Interrupted, UserError, run_command
 from lingu_ray.storage import origin
 
 if TYPE_CHECKING:
@@ -107,9 +107,14 @@ def measure_trained(config: Config, distilled: Path | str, controls: dict[str, P
 
 @contextmanager
 def kept(state: str, again: str) -> Iterator[None]:
-    """Where what is done inside fails, log what is complete by then and what the same command does when run again."""
+    """Where what is done inside fails, log what is complete by then and what the same command does when run again.
+
+    What Ctrl-C stops has not failed.
+    """
     try:
         yield
+    except Interrupted:
+        raise
     except Exception:
         log.error(state)
         log.error("The same command, run again, %s; nothing is trained again.", again)

@@ -12,8 +12,9 @@ import pytest
 
 from lingu_ray.config import Config, TrackingConfig
 from lingu_ray.config.command_line import to_yaml
+from lingu_ray.errors import Interrupted
 from lingu_ray.report.run_report import write_run_report
-from lingu_ray.train import show
+from lingu_ray.train import kept, show
 
 
 @pytest.fixture
@@ -80,6 +81,13 @@ def test_what_fails_at_the_end_is_made_by_the_same_command(
     (run.parent / "mlartifacts").unlink()
     show(config(), export, None)
     assert list((run.parent / "mlartifacts").rglob("report.html"))
+
+
+def test_what_is_stopped_has_not_failed(caplog: pytest.LogCaptureFixture) -> None:
+    """Ctrl-C while models are measured: the command says that it stopped, and nothing of a failure before."""
+    with pytest.raises(Interrupted), kept("The evaluation failed", "evaluates what is left"):
+        raise Interrupted("stopped; all answers so far are kept")
+    assert not caplog.records
 
 
 def test_an_mlflow_that_does_not_answer_is_a_warning(
