@@ -105,7 +105,7 @@ def _equal_one(folder: RunFolder, identity: str) -> tuple[RunFolder, AlignmentRe
     above = run_of_control(folder.root)
     others = sorted(folder.root.parent.iterdir()) if above is None else [above]
     for other in (RunFolder(root) for root in others if root != folder.root):
-        with suppress(PermissionError):  # somebody else's, or a disk's lost+found
+        with suppress(OSError, UserError):  # somebody else's, a disk's lost+found, or damaged: it can do without
             if (record := read_alignment(other)) and record["identity"] == identity:
                 return other, record
     return None

@@ -185,6 +185,14 @@ def test_folders_of_others_are_passed_by():
         assert os.waitpid(process, 0)[1] == 0
 
 
+def test_a_damaged_record_of_another_run_is_passed_by(tmp_path: Path):
+    """It is no reason to end this run, which can align by itself."""
+    other = RunFolder(tmp_path / "other")
+    other.alignment.parent.mkdir(parents=True)
+    other.alignment.write_text('{"identity": "an id', encoding="utf-8")
+    assert _equal_one(RunFolder(tmp_path / "mine"), "an identity") is None
+
+
 def test_a_corpus_without_pictures_is_refused(data: Path, tmp_path: Path):
     """The message names the setting, what was read, and why nothing of it teaches."""
     write_corpus(tmp_path / "corpus", 1)
