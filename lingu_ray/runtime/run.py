@@ -231,11 +231,14 @@ class Run:
         return trained_steps(self.folder) if isinstance(place, Path) else newest_step(place)
 
     def _wait_for(self, what: str) -> None:
+        if what == _FIRST:
+            self.earlier_waits = waits_of_workers(self.folder)  # of workers that are gone
         self.wait = Wait(what, self._where_to_look, self.progress.say, first_s=2 * FIRST_WORD_S)  # workers say it first
 
     def _where_to_look(self) -> str:
         """Where workers say nothing: what they wait for, and what logs there are."""
-        waits = waits_of_workers(self.folder)[:_SHOWN_WAITS] or ["workers start, compute or hang (see `ray status`)"]
+        waits = [wait for wait in waits_of_workers(self.folder) if wait not in self.earlier_waits][:_SHOWN_WAITS]
+        waits = waits or ["workers start, compute or hang (see `ray status`)"]
         return "; ".join([*waits, f"logs are in {self.folder.place}/logs"])
 
     def _skipped(self, record: Record) -> str:

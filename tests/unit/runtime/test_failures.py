@@ -191,3 +191,22 @@ def test_steps_that_are_trained_again_are_shown_and_given_once(
     assert train(1, 2, 3, 4) == [3, 4] and train(3, 4, 5) == [5]
     assert shown == [1, 2, 3, 4, 3, 4, 5]
     assert "steps 1 to 3, of which MLflow keeps the values that it has" in capsys.readouterr().err
+
+
+def test_what_a_killed_worker_waited_for_is_not_told_of_its_successor(tmp_path: Path):
+    """Its log ends with the wait; the next command, or the next start of workers, tells what they wait for alone."""
+    run = Run(config(tmp_path / "data", tmp_path / "runs"), Lease(tmp_path / "driver.json", "this test"))
+    log = JsonLines(run.folder.logs / "rank-0.jsonl")
+    log.path.parent.mkdir(parents=True)
+
+    def wait(since: str) -> None:
+        line = {"rank": 0, "node": "a", "message": f"waiting since {since}", "level": "WARNING"}
+        log.append({**line, "logger": "lingu_ray.waiting"})
+
+    wait("10:00")
+    run._wait_for("the first step")
+    assert run._where_to_look().startswith("workers start, compute or hang")
+    wait("11:00")
+    assert run._where_to_look().startswith("worker 0 on a is waiting since 11:00")
+    run._wait_for("the next step")
+    assert run._where_to_look().startswith("worker 0 on a is waiting since 11:00")
