@@ -256,7 +256,7 @@ def test_questions_come_through_a_pipe(
     monkeypatch.setattr(sys, "stdin", io.StringIO("One?\n\n/nonsense\n/new\nOne?\n"))
     main([str(models / "vlm"), "max_new_tokens=8"])
     printed = capsys.readouterr()
-    answer = opened(models / "vlm").ask("One?", ignore)
+    answer = printable(opened(models / "vlm").ask("One?", ignore))
     assert printed.out.split("\n") == [*answer.split("\n")] * 2 + [""]
     assert printed.err == "error: no command /nonsense; there are /image, /new, /help\n"
 
@@ -268,7 +268,7 @@ def test_a_line_in_another_encoding_ends_nothing(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xe9t\xe9?\nOne?\n"), encoding="utf-8"))
     main([str(models / "vlm"), "max_new_tokens=8"])
     printed = capsys.readouterr()
-    assert printed.out == f"{opened(models / 'vlm').ask('One?', ignore)}\n"
+    assert printed.out == f"{printable(opened(models / 'vlm').ask('One?', ignore))}\n"
     assert printed.err == "error: the question has bytes that are not utf-8: write it in that encoding\n"
 
 

@@ -20,7 +20,6 @@ from lingu_ray.errors import UserError
 ROOT = Path(__file__).parents[3]
 NAMES = (
     *(
-        "checkpoint",
         "cpu_memory",
         "earlier_turns",
         "estimate",
