@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 from tinyrun import config
 
 from lingu_ray.config import Config
@@ -421,8 +422,9 @@ def test_findings_are_a_table_with_their_cures() -> None:
     ]
 
 
-def test_a_store_and_a_cluster_are_told_with_one_cure(tmp_path: Path):
+def test_a_store_and_a_cluster_are_told_with_one_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What says how to mend itself gets no second cure, such as a server to start where the store is a file."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # another test has started one in this process
     store, dashboard = {"uri": "sqlite:elsewhere.db"}, {"address": "http://127.0.0.1:8265"}
     found = examine(config(tmp_path, tmp_path, tracking=store, ray=dashboard))
     assert [(one.check, one.level, one.cure) for one in found] == [("tracking", "error", ""), ("ray", "error", "")]
