@@ -44,9 +44,8 @@ def saved_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
         for parameter in trained_parameters(optimizer)
         for key, value in optimizer.state[parameter].items()
     }
-    first_rows = {_FROZEN + name: first_row(tensors[name]) for name in tensors if name in frozen}
-    learned = {name: tensor for name, tensor in tensors.items() if name not in frozen}
-    return {"model": learned | first_rows, "optimizer": moments}
+    kept = {_FROZEN + n if n in frozen else n: first_row(t) if n in frozen else t for n, t in tensors.items()}
+    return {"model": kept, "optimizer": moments}
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> CheckpointState | None:
@@ -79,9 +78,9 @@ def load_weights(path: Path, model: nn.Module) -> None:
     """
     weights, tensors = _tensor_files(path, "model"), named_tensors(model)
     saved = {name: shape for name, shape in weights.shapes.items() if not name.startswith(_FROZEN)}
-    frozen = [name.removeprefix(_FROZEN) for name in weights.shapes.keys() - saved.keys()]
+    frozen = {name.removeprefix(_FROZEN) for name in weights.shapes.keys() - saved.keys()}
     ours = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name not in frozen}
-    if different := sorted({name for name, _ in saved.items() ^ ours.items()} | (set(frozen) - tensors.keys())):
+    if different := sorted({name for name, _ in saved.items() ^ ours.items()} | (frozen - tensors.keys())):
         raise UserError(
             f"{path}: its tensors are not those of the model, such as {', '.join(different[:3])}: it was made of "
             "another model, or by other versions. Choose another name=…, or remove the folder to start again"

@@ -94,7 +94,7 @@ def _start() -> None:
 
 def _keep_token_private() -> None:
     """Close `~/.ray` to others: Ray writes its token there for all to read, and who has it may run anything here."""
-    with suppress(OSError, RuntimeError):  # Ray says what is wrong with the folder, where it needs it
+    with suppress(OSError):  # Ray says what is wrong with the folder, where it needs it
         folder = Path.home() / ".ray"
         folder.mkdir(exist_ok=True)
         folder.chmod(0o700)

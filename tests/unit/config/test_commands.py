@@ -264,13 +264,13 @@ def test_a_file_system_that_is_read_only_is_told_in_one_line():
     code = (
         "import errno\nfrom lingu_ray.errors import run_command\n"
         "def main(arguments):\n"
-        "    raise RuntimeError('as Ray wraps it') from OSError(errno.EROFS, 'Read-only file system', '/root/x')\n"
+        "    raise RuntimeError('as Ray wraps it') from OSError(errno.EROFS, 'Read-only file system', '/srv/x')\n"
         "run_command(main)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (
         done.stderr
-        == "error: /root/x: Read-only file system. Open it and what it lies in to this user, or name another\n"
+        == "error: /srv/x: Read-only file system. Open it and what it lies in to this user, or name another\n"
     )
 
 
