@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import errno
 import glob
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, ValidationInfo, WithJsonSchema
 
 from lingu_ray import storage
-from lingu_ray.errors import UserError, first_line
+from lingu_ray.errors import UserError
 
 _MODEL_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # of few old models without an organization; @revision
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -35,6 +36,8 @@ _VARIABLE = re.compile(r"\$\{?[A-Za-z_]\w*")
 _OF_A_STORE = re.compile("^(sqlite:///|file:(//)?)")
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d+(/.*)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+log = logging.getLogger(__name__)
 
 _start: ContextVar[Path | None] = ContextVar("start", default=None)
 
@@ -233,10 +236,13 @@ def not_found(path: str | Path, kind: str = "file or folder") -> str:
     return f"no such {kind}: {absolute(path)}" + (f"; did you mean {near}?" if near else "")
 
 
-def asking_hub(who: str, path: str) -> str:
-    """What is told before the hub is asked, which may take minutes: who asks, for what, and what else may be meant."""
+def ask_hub(who: str, path: str) -> None:
+    """Log, before the hub is asked, which may take minutes: who asks, for what, and what else may be meant."""
+    from lingu_ray.hub import reach  # slow to import: only where it is used
+
     near = nearest(path)
-    return f"{who}: asking the Hugging Face hub for {path}" + (f"; or did you mean {near}?" if near else "")
+    log.info("%s: asking the Hugging Face hub for %s%s", who, path, f"; or did you mean {near}?" if near else "")
+    reach()
 
 
 def why_not_loaded(path: str | Path, error: Exception) -> str:
@@ -249,7 +255,9 @@ def why_not_loaded(path: str | Path, error: Exception) -> str:
         return f"{path}: {error}"
     if place.is_absolute():
         return not_found(path)
-    return f"{not_found(path)}; and no model {path} can be loaded from the Hugging Face hub ({first_line(error)})"
+    from lingu_ray.hub import why_not_had
+
+    return f"{not_found(path)}; and no model {path} can be loaded from the Hugging Face hub: {why_not_had(error)}"
 
 
 def _written_out(path: object) -> object:

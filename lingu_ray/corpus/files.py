@@ -21,7 +21,7 @@ from lingu_ray.corpus.patterns import matches, split_pattern
 from lingu_ray.corpus.split_names import doubtful_shards, of_split, split_of
 from lingu_ray.corpus.suffixes import PICTURES
 from lingu_ray.errors import UserError, causes
-from lingu_ray.paths import asking_hub, not_found
+from lingu_ray.paths import ask_hub, is_on_hub, not_found
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def names_files(path: str) -> bool:
 
 
 def hub_files(source: SourceConfig) -> list[str]:
-    """Fetch a dataset of the Hugging Face hub and return its Arrow files; every node must see the cache.
+    """Fetch a dataset of the hub, or of a folder laid out as one, and return its Arrow files; all nodes see the cache.
 
     Raises:
         UserError: it cannot be fetched, or `split` is a slice.
@@ -89,15 +89,17 @@ def hub_files(source: SourceConfig) -> list[str]:
     from datasets import Dataset, load_dataset  # slow to import: only where they are used
     from datasets.exceptions import DatasetsError
 
-    from lingu_ray.hub import HUB_ERRORS
+    from lingu_ray.hub import HUB_ERRORS, why_not_had
 
-    log.info(asking_hub(source.name, source.path))
+    if on_hub := is_on_hub(source.path):
+        ask_hub(source.name, source.path)
     try:
         dataset = load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
     except HUB_ERRORS as error:
+        which = f"revision {source.revision or 'main'}, subset {source.subset}, split {source.split}"
         raise UserError(
             f"source {source.name}: {not_found(source.path)}, and no dataset {source.path!r} that the hub gives "
-            f"(revision {source.revision or 'main'}, subset {source.subset}, split {source.split}): {error}"
+            f"({which}): {why_not_had(error) if on_hub else error}"
         ) from error
     except (RuntimeError, DatasetsError) as error:  # a script, which is not run; damaged data files
         *_, first = causes(error)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lingu_ray.atomic import read_json
 from lingu_ray.errors import UserError
-from lingu_ray.hub import HUB_ERRORS
+from lingu_ray.hub import HUB_ERRORS, why_not_had
+from lingu_ray.paths import ask_hub
 
 Settings = dict[str, Any]
 States = dict[str, Tensor]
@@ -31,11 +32,12 @@ def read_checkpoint(source: str) -> tuple[Settings, States]:
     """
     folder = Path(source)
     if not folder.is_dir():
+        ask_hub("nanoVLM", source)
         try:
             folder = Path(snapshot_download(source, allow_patterns=_FILES))
         except HUB_ERRORS as error:
             raise UserError(
-                f"{source}: neither a folder nor a model that can be downloaded from the hub. {error}"
+                f"{source}: neither a folder nor a model that can be downloaded from the hub: {why_not_had(error)}"
             ) from error
     for name in _FILES:
         if not (folder / name).is_file():

@@ -1,13 +1,15 @@
 """nanoVLM's tokenizer, chat template and image transforms, as far as Idefics3's processor has them."""
 
+from pathlib import Path
 from typing import cast
 
 from PIL.Image import Resampling
 from transformers import AutoTokenizer, Idefics3ImageProcessorPil, Idefics3Processor, PreTrainedTokenizerBase
 
 from lingu_ray.errors import UserError
-from lingu_ray.hub import HUB_ERRORS
+from lingu_ray.hub import HUB_ERRORS, why_not_had
 from lingu_ray.nanovlm.checkpoint import Settings
+from lingu_ray.paths import ask_hub
 
 _FAKE, _IMAGE, _GLOBAL = "<fake_token_around_image>", "<image>", "<fake_token_around_image><global-img>"
 
@@ -35,10 +37,13 @@ def build_processor(settings: Settings, path: str) -> Idefics3Processor:
     Raises:
         UserError: there is no tokenizer, or not the one that the checkpoint was trained with.
     """
+    if on_hub := not Path(path).is_dir():
+        ask_hub("tokenizer", path)
     try:
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path, trust_remote_code=False))
     except HUB_ERRORS as error:
-        raise UserError(f"tokenizer={path}: cannot be loaded. {error}") from error
+        why = why_not_had(error) if on_hub else error
+        raise UserError(f"tokenizer={path}: cannot be loaded. {why}") from error
     tokenizer.pad_token = tokenizer.eos_token
     add_tokens(tokenizer, settings)
     tokenizer.chat_template = template_with_images(settings.get("lm_chat_template") or _QUESTION)

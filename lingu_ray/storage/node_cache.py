@@ -94,13 +94,14 @@ def _snapshot(id: str, revision: str, file: str | None) -> str:
     """The folder of a hub model's revision, or a GGUF `file` in it; weights in other formats are not fetched."""
     from huggingface_hub import snapshot_download  # slow to import: only where it is used
 
-    from lingu_ray.hub import HUB_ERRORS
+    from lingu_ray.hub import HUB_ERRORS, why_not_had
 
     unread = [f"*{suffix}" for suffix in _NOT_LOADED if suffix != ".gguf" or file is None]
     try:
         folder = Path(snapshot_download(id, revision=revision, allow_patterns=file, ignore_patterns=unread))
     except HUB_ERRORS as error:
-        raise UserError(f"{id}: revision {revision} cannot be had of the Hugging Face hub ({error})") from error
+        why = why_not_had(error)
+        raise UserError(f"{id}: revision {revision} cannot be had of the Hugging Face hub: {why}") from error
     return str(folder / file if file else folder)
 
 

@@ -20,6 +20,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, ScoreRequest
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
 from lingu_ray.evaluation.tasks.task import Asked, Item, Reference, Scored
+from lingu_ray.paths import ask_hub
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -176,6 +177,8 @@ def _task(path: str) -> HarnessTask:
         near = difflib.get_close_matches(path, tasks.all_subtasks, n=3)
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"lm_eval/{path}: lm-evaluation-harness has no such task{meant}")
+    if not Path(path).is_file():
+        ask_hub(f"lm_eval/{path}", "its data")
     try:
         (task,) = tasks.load([path])["tasks"].values()
     except Exception as error:  # a task has its own code, and downloads its data

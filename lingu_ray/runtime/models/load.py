@@ -27,7 +27,7 @@ from lingu_ray.distill.pair import check_text_only, known_ids
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.distill.towers import VisionParts
 from lingu_ray.errors import UserError
-from lingu_ray.paths import asking_hub, is_on_hub, model_origin, why_not_loaded
+from lingu_ray.paths import ask_hub, is_on_hub, model_origin, why_not_loaded
 from lingu_ray.runtime.models import towers
 from lingu_ray.runtime.models.gguf_tokenizer import load_tokenizer
 from lingu_ray.runtime.models.tekken import read_processor, write_processor
@@ -67,7 +67,7 @@ def read_config(path: str, revision: str | None, trust_remote_code: bool, settin
     if is_on_hub(path):
         if revision is not None and "@" in path:
             raise UserError(f"{setting}: {path} names a revision, and revision={revision} is a second one: give one")
-        log.info(asking_hub(setting, path))
+        ask_hub(setting, path)
     elif revision is not None:
         raise UserError(f"{setting}: {path} is no hub id, so revision={revision} means nothing there: leave it out")
     place, origin = model_origin(local_copy(path))
