@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.distill import Distiller, TokenCounts
-from lingu_ray.runtime.models.tekken import read_processor
+from lingu_ray.processors import read_processor
 
 FIELDS = {"question": str, "answer": str, "distill": bool}
 ROWS_AT_ONCE, ACCUMULATE, LEARNING_RATE = 2, 4, 1e-5

@@ -17,7 +17,7 @@ from own_loop import collate, read_rows
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Trainer, TrainingArguments
 
 from lingu_ray.distill import Distiller, UserError
-from lingu_ray.runtime.models.tekken import read_processor
+from lingu_ray.processors import read_processor
 
 OTHER_LOSS = ("label_smoothing_factor", "torch_compile", "loss_type")
 """Arguments without effect here; the last is TRL's."""

@@ -20,9 +20,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from lingu_ray.content import model_identity
 from lingu_ray.errors import UserError
 from lingu_ray.paths import hub_model, model_origin, why_not_loaded
+from lingu_ray.processors import read_processor
 from lingu_ray.runtime.models.gguf_tokenizer import load_tokenizer
 from lingu_ray.runtime.models.load import read_config
-from lingu_ray.runtime.models.tekken import read_processor
 from lingu_ray.runtime.models.weights import NOT_LOADABLE, check_files, empty_model
 from lingu_ray.storage import local_copy
 

@@ -15,7 +15,7 @@ from lingu_ray.atomic import whole_folder
 from lingu_ray.config import LoraConfig
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.distill.lora import merged
-from lingu_ray.runtime.models.tekken import write_processor
+from lingu_ray.processors import write_processor
 from lingu_ray.runtime.models.verify import verify_export
 from lingu_ray.runtime.training.distributed import is_main_process
 from lingu_ray.runtime.training.sharding import gather_full

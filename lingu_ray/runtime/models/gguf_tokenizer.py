@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.integrations.gguf import read_gguf_metadata
 from transformers.utils import cached_file
 
-from lingu_ray.runtime.models.tekken import read_tokenizer
+from lingu_ray.processors import read_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from lingu_ray.distill.teacher import Teacher
 from lingu_ray.distill.towers import VisionParts
 from lingu_ray.errors import UserError
 from lingu_ray.paths import ask_hub, is_on_hub, model_origin, why_not_loaded
+from lingu_ray.processors import read_processor, write_processor
 from lingu_ray.runtime.models import towers
 from lingu_ray.runtime.models.gguf_tokenizer import load_tokenizer
-from lingu_ray.runtime.models.tekken import read_processor, write_processor
 from lingu_ray.runtime.models.tensor_headers import stored_dtype
 from lingu_ray.runtime.models.weights import (
     NOT_LOADABLE,

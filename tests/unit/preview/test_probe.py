@@ -250,7 +250,7 @@ def test_mistakes_are_named(my_yaml: Path, tmp_path: Path) -> None:
 def test_a_tokenizer_is_loaded_once(my_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a large vocabulary it takes many seconds."""
     load = Mock(wraps=AutoTokenizer.from_pretrained)
-    monkeypatch.setattr("lingu_ray.runtime.models.tekken.AutoTokenizer.from_pretrained", load)
+    monkeypatch.setattr("lingu_ray.processors.AutoTokenizer.from_pretrained", load)
     main([str(my_yaml), "chat", "rows=2", "device=cpu"])
     teacher = str(my_yaml.parent / "teacher")
     assert [call.args[0] for call in load.call_args_list if call.args[0] == teacher] == [teacher]

@@ -12,8 +12,8 @@ from transformers import CLIPImageProcessorPil, LlamaConfig, LlavaProcessor
 from lingu_ray.config import TeacherConfig
 from lingu_ray.corpus.processor import run_processor
 from lingu_ray.errors import UserError
+from lingu_ray.processors import read_tokenizer, write_processor
 from lingu_ray.runtime.models.load import load_teacher_tokenizer
-from lingu_ray.runtime.models.tekken import read_tokenizer, write_processor
 
 TEXT = "the cat sat on the mat"
 
