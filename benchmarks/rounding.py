@@ -58,7 +58,7 @@ class RoundingConfig(BenchmarkConfig):
     teacher: ModelPath = Field("models/SmolLM2-135M-Instruct", description="the causal LM: a folder or hub id")
     chats: PositiveInt = Field(24, description="chats of each kind of rows")
     tokens_per_micro_batch: PositiveInt = Field(2048, description="as train.tokens_per_micro_batch")
-    start: PositiveFloat = Field(0.204, description="KD at the start of a real run, nats a token (docs/results.md)")
+    start: PositiveFloat = Field(0.204, description="KD as a real run starts, nats a token (results/random_tower.md)")
 
 
 HELP = Help("python -m benchmarks.rounding [key=value ...]", __doc__, RoundingConfig)

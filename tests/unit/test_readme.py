@@ -26,9 +26,9 @@ from tuning.space import Space, configure
 from tuning.sweep import load as load_sweep
 
 ROOT = Path(__file__).parents[2]
-GUIDES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
+GUIDES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *GUIDES]
-LINKED = [*DOCUMENTS, "clusters/README.md", "benchmarks/result/README.md", "docs/results/real_pair.md"]
+LINKED = [*DOCUMENTS, "clusters/README.md", "benchmarks/result/README.md"]
 
 
 def blocks(document: str, language: str) -> list[str]:
