@@ -64,6 +64,10 @@ def main(arguments: list[str]) -> None:
             reply(conversation, line.strip())
         except UserError as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
+        except KeyboardInterrupt:  # before the answer began, as while pictures are read
+            if not sys.stdin.isatty():
+                raise
+            print()
 
 
 def read_arguments(arguments: list[str]) -> tuple[str, list[Path], ChatConfig]:

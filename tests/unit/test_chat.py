@@ -1,6 +1,7 @@
 """Talking to a model in the terminal: it is asked as in training, the conversation is kept, errors are told."""
 
 import io
+import os
 import signal
 import sys
 from pathlib import Path
@@ -302,6 +303,29 @@ def test_the_command_talks_on_a_terminal(models: Path):
         printed = command.finish(seconds=120)
     assert "Idefics3ForConditionalGeneration" in printed and "text and images, on cpu" in printed
     assert printed.count("/image PATH") == 2
+    assert printable(opened(models / "vlm").ask("One?", ignore)) in printed
+
+
+@pytest.mark.slow
+def test_ctrl_c_before_an_answer_keeps_the_conversation(models: Path, tmp_path: Path):
+    """On a terminal, while a picture is read, here of a pipe that nobody writes: the next question is answered."""
+    import pty
+
+    os.mkfifo(fifo := tmp_path / "picture.png")
+    controller, terminal = pty.openpty()
+    argv = [sys.executable, "-m", "lingu_ray", "chat", str(models / "vlm"), "max_new_tokens=8"]
+    with (
+        Command(argv, cwd=Path(__file__).parents[2], stdin=terminal) as command,
+        open(controller, "w", encoding="utf-8") as keys,
+    ):
+        keys.write(f"/image {fifo}\n")
+        keys.flush()
+        with fifo.open("wb"):  # the reader is there
+            command.signal_group(signal.SIGINT)
+            command.wait_for(lambda: command.printed.count("> ") == 2, seconds=60)
+        keys.write("One?\n\x04")
+        keys.flush()
+        printed = command.finish(seconds=120)
     assert printable(opened(models / "vlm").ask("One?", ignore)) in printed
 
 
