@@ -119,6 +119,9 @@ def _network(probes: Mapping[str, Any]) -> Finding:
     places = ray.get([probe.listening.remote() for probe in probes.values()])
     asked = {name: probe.unreachable.remote(places) for name, probe in probes.items()}
     if bad := [f"{name} does not reach {place}" for name, ref in asked.items() for place in ray.get(ref)]:
-        cure = "open all TCP ports between the nodes; where they have several networks, set NCCL_SOCKET_IFNAME"
+        cure = (
+            "open all TCP ports between the nodes; where they have several networks, set NCCL_SOCKET_IFNAME and "
+            "GLOO_SOCKET_IFNAME"
+        )
         return Finding("network", "error", "; ".join(bad), cure)
     return Finding("network", "ok", "every node reaches every other one" if len(probes) > 1 else "one node")

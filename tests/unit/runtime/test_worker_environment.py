@@ -16,6 +16,7 @@ from lingu_ray.runtime.cluster.connect import KERNEL_CACHES, worker_environment
     [
         ("NCCL_SOCKET_IFNAME", True),
         ("TORCH_NCCL_BLOCKING_WAIT", True),
+        ("GLOO_SOCKET_IFNAME", True),
         ("PYTORCH_CUDA_ALLOC_CONF", True),
         ("VLLM_ATTENTION_BACKEND", True),
         ("HF_HOME", True),
@@ -32,7 +33,7 @@ from lingu_ray.runtime.cluster.connect import KERNEL_CACHES, worker_environment
     ],
 )
 def test_what_is_passed_on(name: str, passed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings of NCCL, PyTorch, vLLM and Hugging Face; never a secret."""
+    """Settings of NCCL, gloo, PyTorch, vLLM and Hugging Face; never a secret."""
     monkeypatch.setenv(name, "x")
     assert (worker_environment().get(name) == "x") is passed
 
