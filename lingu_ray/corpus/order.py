@@ -110,6 +110,14 @@ class GlobalOrder:
             yield assigned.append_column("shard", shards).append_column("position", positions)
 
 
+def none_left(source: str, rows: int, held_out: int) -> str:
+    """The message that all good rows of a source are held out."""
+    return (
+        f"source {source} has {rows} good rows, and corpus.validation_rows={held_out} are held out of each source: no "
+        "row is left to train on. Lower corpus.validation_rows or give more rows"
+    )
+
+
 def draw_order(
     corpus: CorpusConfig, sources: tuple[SourceConfig, ...], good_rows: Mapping[str, Mapping[int, int]]
 ) -> GlobalOrder:
@@ -122,10 +130,7 @@ def draw_order(
     held_out = corpus.validation_rows
     for name, size in sizes.items():
         if size <= held_out:
-            raise UserError(
-                f"source {name} has {size} good rows, and corpus.validation_rows={held_out} are held out of each "
-                "source: no row is left to train on. Lower corpus.validation_rows or give more rows"
-            )
+            raise UserError(none_left(name, size, held_out))
     weights = [source.weight for source in sources if source.weight is not None]
     turns, length = turns_of([size - held_out for size in sizes.values()], weights or None, corpus.rows)
     orders = {

@@ -85,9 +85,14 @@ class SourcePreview:
         return {reason: [r for r in self.rejects if r.reason == reason] for reason, _ in counts.most_common()}
 
     @property
-    def stops_the_build(self) -> bool:
+    def rejects_too_many(self) -> bool:
         """Whether more of the rows are rejected than `corpus.max_reject_rate` allows."""
         return len(self.rejects) > share_of(self.judge.config.corpus.max_reject_rate, self.read)
+
+    @property
+    def stops_the_build(self) -> bool:
+        """Whether that is so, or all rows were read and none is left to train on."""
+        return self.rejects_too_many or (self.judge.trained and self.complete and self.training_rows <= 0)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def _summary(previews: list[SourcePreview], config: Config) -> Padding:
             f"{sum(length.supervised for length in preview.lengths) / sum(tokens):.0%}" if tokens else "–",
             f"{mean(length.images for length in preview.lengths):.2g}" if tokens else "–",
             f"{preview.truncated}",
-            Text(f"{len(preview.rejects)} of {preview.read}", "bold red" if preview.stops_the_build else ""),
+            Text(f"{len(preview.rejects)} of {preview.read}", "bold red" if preview.rejects_too_many else ""),
             share_words(of_mixture[preview.settings.name]),
         )
     return Padding(table, (1, 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lingu_ray.config import Config
 from lingu_ray.corpus.counts import where_images_are
 from lingu_ray.corpus.images import image_size
+from lingu_ray.corpus.order import none_left
 from lingu_ray.preview.sources import Length, Share, SourcePreview
 
 LEGEND = {
@@ -59,9 +60,13 @@ def reading_words(preview: SourcePreview) -> str:
 
 
 def stop_words(preview: SourcePreview) -> str:
-    """That the build would not accept the source."""
-    rate = preview.judge.config.corpus.max_reject_rate
-    said = f"More than corpus.max_reject_rate={rate:g} of the rows read are rejected: the build would stop."
+    """Why the build would not accept the source."""
+    corpus = preview.judge.config.corpus
+    if not preview.rejects_too_many:
+        why = none_left(preview.settings.name, len(preview.lengths), corpus.validation_rows)
+        return f"The build would stop: {why}."
+    rate = f"corpus.max_reject_rate={corpus.max_reject_rate:g}"
+    said = f"More than {rate} of the rows read are rejected: the build would stop."
     return f"{said} {where_images_are(preview.judge.source, (reject.detail for reject in preview.rejects))}".strip()
 
 

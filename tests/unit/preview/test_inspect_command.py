@@ -79,6 +79,15 @@ def test_it_is_said_where_images_are(my_yaml: str, capsys: pytest.CaptureFixture
         assert "".join(said.split()) in "".join(capsys.readouterr().out.split())
 
 
+def test_a_source_that_is_all_held_out_is_told(my_yaml: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the words of the build, which would stop; of rows that are not all read nothing is said."""
+    held_out = "corpus.validation_rows=29"
+    for reading, is_told in (("read=null", True), ("read=20", False)):
+        main([my_yaml, "chat", "rows=0", held_out, reading])
+        said = " ".join(capsys.readouterr().out.split())
+        assert (f"source chat has 29 good rows, and {held_out} are held out" in said) is is_told
+
+
 def test_the_page_stands_alone(my_yaml: str, tmp_path: Path) -> None:
     """One file without scripts or anything from elsewhere, data shown as text, every token with id and role."""
     main([my_yaml, f"out={tmp_path / 'page.html'}", "row=chat.jsonl:5", "chat"])
