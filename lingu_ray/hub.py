@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
+import socket
+import time
 from functools import cache
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -32,7 +33,7 @@ def reach() -> str:
     if constants.HF_HUB_OFFLINE:
         return "is not asked (HF_HUB_OFFLINE=1)"
     try:
-        asyncio.run(_connect(constants.ENDPOINT))
+        _connect(constants.ENDPOINT)
     except OSError as error:
         why = f"{constants.ENDPOINT}: {first_line(error) or f'no connection within {_CONNECT_S:.0f} s'}"
         log.warning("the Hugging Face hub cannot be reached (%s): only what is in its cache is taken", why)
@@ -51,7 +52,7 @@ def why_not_had(error: Exception) -> str:
     )
 
 
-async def _connect(endpoint: str) -> None:
+def _connect(endpoint: str) -> None:
     """Open and close a connection to the hub, or to the proxy before it. Raises OSError, TimeoutError among them."""
     address = urlsplit(endpoint)
     host, proxies = address.hostname or "", getproxies()
@@ -60,10 +61,8 @@ async def _connect(endpoint: str) -> None:
     port = address.port or _PORTS.get(address.scheme, 1080)
     for again in reversed(range(_TRIES)):
         try:
-            async with asyncio.timeout(_CONNECT_S):
-                _, writer = await asyncio.open_connection(address.hostname, port, happy_eyeballs_delay=0.25)
-            return writer.close()
+            return socket.create_connection((address.hostname, port), _CONNECT_S).close()
         except OSError:
             if not again:
                 raise
-        await asyncio.sleep(1)
+        time.sleep(1)
