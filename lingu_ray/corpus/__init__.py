@@ -6,7 +6,7 @@ files       finds the files of a source, with data_files, patterns, split_names,
 splits      cuts files into parts, a task for each; json_array finds the records of an array
 readers     turn bytes into records, with arrow, csv_records, compression, tar and labels
 formats     turn records into conversations, with turns, contents, record, record_keys, beside, fill and words
-load_image  loads the image that a record refers to, with images and named_file
+load_image  loads the image that a record refers to, with images, image_folder and named_file
 check       decides whether a conversation is a good row
 
 plan        says what a corpus is made of and where it is; fingerprint identifies it

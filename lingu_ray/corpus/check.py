@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lingu_ray.corpus.encode import Encoder, PromptTooLong
+from lingu_ray.corpus.image_folder import ImageFolder
 from lingu_ray.corpus.load_image import load_image
 from lingu_ray.corpus.record import BadRecord, RawRow
 from lingu_ray.corpus.row import PLACEHOLDER, Message, Messages, Row, is_target
@@ -41,8 +41,8 @@ class Checker:
     source: str
     distill: bool
 
-    def check(self, raw_row: RawRow, folder: Path | str) -> dict[str, Any]:
-        """The fields of a good row; relative image paths start from `folder`.
+    def check(self, raw_row: RawRow, folder: ImageFolder) -> dict[str, Any]:
+        """The fields of a good row, whose image paths are of `folder`.
 
         `truncated`: its answers are longer than `max_length` and will be cut.
 

@@ -26,12 +26,13 @@ from lingu_ray.config.facts import NOT_IN_FINGERPRINT, fields_with
 from lingu_ray.content import BLOCK, BLOCKS, combined, file_identity
 from lingu_ray.corpus.compression import full_suffix
 from lingu_ray.corpus.formats import FORMATS
+from lingu_ray.corpus.image_folder import image_folder
 from lingu_ray.corpus.labels import info_beside
 from lingu_ray.corpus.load_image import image_path
 from lingu_ray.corpus.named_file import read_named
 from lingu_ray.corpus.readers import FileSplit, reading, split_labels
 from lingu_ray.corpus.record import BadRecord, Record
-from lingu_ray.corpus.splits import evenly, image_folder
+from lingu_ray.corpus.splits import evenly
 from lingu_ray.errors import UserError
 
 log = logging.getLogger(__name__)

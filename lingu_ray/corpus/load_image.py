@@ -13,6 +13,7 @@ from urllib.parse import unquote, unquote_to_bytes
 from PIL import Image
 
 from lingu_ray import storage
+from lingu_ray.corpus.image_folder import FOREIGN, ImageFolder
 from lingu_ray.corpus.images import decode_image, to_rgb
 from lingu_ray.corpus.named_file import read_named
 from lingu_ray.corpus.record import BadRecord
@@ -34,13 +35,13 @@ _ROW = (
 )
 
 
-def load_image(reference: Any, folder: Path | str) -> bytes:
+def load_image(reference: Any, folder: ImageFolder) -> bytes:
     """The encoded image of a reference, after a check that it can be decoded.
 
     Args:
         reference: bytes; a path, where relative ones start from `folder`; a `file:` or `data:` URL; base64; an object
             with one of these under `bytes`, `path` or `url`; or an image of PIL.
-        folder: where relative paths start, a local folder or a location; full locations of its bucket are read, too.
+        folder: where relative paths start, and which files may be read; full locations of its bucket are read, too.
 
     Raises:
         BadRecord: `missing_image`, `remote_image`, `wrong_type` or `bad_image`.
@@ -56,7 +57,7 @@ def load_image(reference: Any, folder: Path | str) -> bytes:
     return encoded
 
 
-def read_image(reference: Any, folder: Path | str) -> bytes:
+def read_image(reference: Any, folder: ImageFolder) -> bytes:
     """`load_image` without the check that the image can be decoded."""
     reference = _inner(reference)
     if isinstance(reference, str):
@@ -72,8 +73,8 @@ def read_image(reference: Any, folder: Path | str) -> bytes:
     return encoded
 
 
-def image_path(reference: Any, folder: Path | str) -> Path | str | None:
-    """The file or location of a reference; None if it refers to none.
+def image_path(reference: Any, folder: ImageFolder) -> Path | str | None:
+    """The file or location of a reference; None if it refers to none that may be read.
 
     Raises:
         BadRecord: a URL that no file on this machine has.
@@ -82,7 +83,8 @@ def image_path(reference: Any, folder: Path | str) -> Path | str | None:
         reference = _inner(reference)
     except BadRecord:
         return None
-    return _path(reference, folder) if isinstance(reference, str) and not _is_data_url(reference) else None
+    path = _path(reference, folder.path) if isinstance(reference, str) and not _is_data_url(reference) else None
+    return path if isinstance(path, str) or (path and folder.may_name(path)) else None
 
 
 def _inner(reference: Any) -> Any:
@@ -100,12 +102,16 @@ def _inner(reference: Any) -> Any:
     return reference
 
 
-def _read(reference: str, folder: Path | str) -> bytes:
+def _read(reference: str, folder: ImageFolder) -> bytes:
     if _is_data_url(reference):
         return _from_data_url(reference)
-    path = _path(reference, folder)
+    path = _path(reference, folder.path)
     try:
-        return storage.read_bytes(path) if isinstance(path, str) else read_named(path, Path.read_bytes)
+        if isinstance(path, str):
+            return storage.read_bytes(path)
+        if folder.may_name(path):
+            return read_named(path, Path.read_bytes)
+        what = FOREIGN
     except (OSError, ValueError) as error:  # not there, not readable, a name that is too long, a null in it
         what = getattr(error, "strerror", None) or str(error)
     if (encoded := _from_base64(reference)) is not None:

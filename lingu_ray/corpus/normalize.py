@@ -17,6 +17,7 @@ from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.check import Checker
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.formats import FORMATS
+from lingu_ray.corpus.image_folder import ImageFolder
 from lingu_ray.corpus.readers import FileSplit, reading
 from lingu_ray.corpus.record import BadRecord, Numbered, RawRow, Record
 from lingu_ray.corpus.store import MESSAGES
@@ -50,7 +51,7 @@ class SplitTask:
     index: int
     split: FileSplit
     source: SourceConfig
-    image_folder: str  # where relative image paths start
+    image_folder: ImageFolder
     processor_dir: str
     max_length: int
     trust_remote_code: bool = False
@@ -85,7 +86,7 @@ class SplitTask:
             yield from self.split.records()
 
 
-def rows_of(raw_rows: Iterator[RawRow], checker: Checker, folder: Path | str) -> Iterator[dict[str, Any]]:
+def rows_of(raw_rows: Iterator[RawRow], checker: Checker, folder: ImageFolder) -> Iterator[dict[str, Any]]:
     """The fields of the rows that a record makes; whatever a row raises, wherever, makes it a reject.
 
     A fault that is not the row's own meets every row, so `max_reject_rate` ends the build and shows what was raised.

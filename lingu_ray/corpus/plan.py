@@ -9,9 +9,10 @@ from pathlib import Path
 from lingu_ray import storage
 from lingu_ray.config import Config, CorpusConfig, SourceConfig
 from lingu_ray.corpus.fingerprint import fingerprint, source_content
+from lingu_ray.corpus.image_folder import image_folder
 from lingu_ray.corpus.normalize import SplitTask, load_encoder
 from lingu_ray.corpus.readers import FileSplit
-from lingu_ray.corpus.splits import check_source, image_folder, split_source
+from lingu_ray.corpus.splits import check_source, split_source
 from lingu_ray.corpus.store import EARLIER_VERSIONS, VERSION
 
 log = logging.getLogger(__name__)

@@ -103,11 +103,6 @@ def refuse_of_hub(source: SourceConfig, *settings: str) -> None:
             )
 
 
-def image_folder(source: SourceConfig, split: FileSplit) -> str:
-    """Where relative image paths start: `image_root`, else the folder of the file of records."""
-    return source.image_root or storage.parent(split.path)
-
-
 def evenly(items: Sequence[T], count: int) -> list[T]:
     """At most `count` of the items, evenly spread, with the first and the last."""
     if len(items) <= count:

@@ -6,8 +6,9 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 from lingu_ray.config import Config, SourceConfig
+from lingu_ray.corpus.image_folder import image_folder
 from lingu_ray.corpus.normalize import SplitTask
-from lingu_ray.corpus.splits import FileSplit, check_source, evenly, image_folder, split_source
+from lingu_ray.corpus.splits import FileSplit, check_source, evenly, split_source
 from lingu_ray.live import LiveLine
 from lingu_ray.preview.spread import MatchingSplit, Numbered, Spread, SpreadSplit
 

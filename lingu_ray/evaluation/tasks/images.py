@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lingu_ray import storage
 from lingu_ray.config import TaskConfig
 from lingu_ray.content import bytes_identity
+from lingu_ray.corpus.image_folder import ImageFolder, image_folder
 from lingu_ray.corpus.load_image import load_image, read_image
 from lingu_ray.evaluation.tasks.fields import fields_of
-from lingu_ray.evaluation.tasks.rows import Place
+from lingu_ray.evaluation.tasks.rows import Place, source_of
 from lingu_ray.evaluation.tasks.task_types import Fields
 from lingu_ray.literals import parsed
 
@@ -21,13 +21,14 @@ class RowImage:
 
     config: TaskConfig
     place: Place
+    folder: ImageFolder
     turn: int
     index: int
     content: str
 
     def __call__(self) -> bytes:
         fields = fields_of(self.config, self.place.read())[self.turn]
-        return read_image(references(fields)[self.index], _folder(self.place))
+        return read_image(references(fields)[self.index], self.folder)
 
 
 def item_images(config: TaskConfig, place: Place, turn: int, fields: Fields) -> tuple[RowImage, ...]:
@@ -36,8 +37,9 @@ def item_images(config: TaskConfig, place: Place, turn: int, fields: Fields) -> 
     Raises:
         BadRecord: one is missing or broken.
     """
-    encoded = [load_image(reference, _folder(place)) for reference in references(fields)]
-    return tuple(RowImage(config, place, turn, i, bytes_identity(image)) for i, image in enumerate(encoded))
+    folder = image_folder(source_of(config), place.split)
+    encoded = [load_image(reference, folder) for reference in references(fields)]
+    return tuple(RowImage(config, place, folder, turn, i, bytes_identity(image)) for i, image in enumerate(encoded))
 
 
 def references(fields: Fields) -> list[Any]:
@@ -47,7 +49,3 @@ def references(fields: Fields) -> list[Any]:
     """
     image = parsed(fields.get("image"))
     return image if isinstance(image, list) else [] if image is None else [image]
-
-
-def _folder(place: Place) -> str:
-    return storage.parent(place.split.path)

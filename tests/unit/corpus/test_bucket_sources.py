@@ -17,10 +17,11 @@ from unit.corpus.test_splits import tar, zstd
 from lingu_ray import storage
 from lingu_ray.config import SourceConfig, TaskConfig
 from lingu_ray.corpus.fingerprint import source_content
+from lingu_ray.corpus.image_folder import image_folder
 from lingu_ray.corpus.load_image import load_image
 from lingu_ray.corpus.patterns import matches
 from lingu_ray.corpus.record import BadRecord
-from lingu_ray.corpus.splits import check_source, image_folder, split_source
+from lingu_ray.corpus.splits import check_source, split_source
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.tasks.rows import places
 from lingu_ray.paths import data_path
@@ -115,13 +116,17 @@ def test_pictures_are_found_in_the_bucket(bucket: str, folder: Path):
     for reference in (
         "../pictures/a_dog/2.png",
         f"{bucket}/pictures/a_dog/2.png",
-        str(folder / "pictures/a_dog/2.png"),
     ):
         assert load_image(reference, root) == expected[2]
+    here = beside.model_copy(update={"image_root": str(folder)})
+    for reference in ("pictures/a_dog/2.png", str(folder / "pictures/a_dog/2.png")):
+        assert load_image(reference, image_folder(here, split_source(here)[0])) == expected[2]
     for reference, reason in (
         ("none.png", "missing_image"),
         ("s3://other/a.png", "remote_image"),
         ("x" * 2000, "missing_image"),
+        (str(folder / "pictures/a_dog/2.png"), "missing_image"),
+        (f"file://{folder}/pictures/a_dog/2.png", "missing_image"),
     ):
         with pytest.raises(BadRecord) as told:
             load_image(reference, root)

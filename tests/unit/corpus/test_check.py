@@ -3,6 +3,7 @@ from tiny import picture, tiny_processor
 
 from lingu_ray.corpus.check import Checker, check_placeholders
 from lingu_ray.corpus.encode import Encoder
+from lingu_ray.corpus.image_folder import ImageFolder
 from lingu_ray.corpus.record import BadRecord, RawRow
 
 
@@ -19,7 +20,7 @@ def test_a_good_raw_row_becomes_a_row(checker, tmp_path):
     """Bytes, a path, and a Hugging Face image in one row; the encoded bytes are kept as they are."""
     (tmp_path / "a.png").write_bytes(picture(1))
     images = [picture(0), "a.png", {"bytes": picture(2, encoding="JPEG"), "path": None}]
-    checked = checker.check(RawRow(said("<image><image><image>?", "Yes."), images), tmp_path)
+    checked = checker.check(RawRow(said("<image><image><image>?", "Yes."), images), ImageFolder(tmp_path))
     assert checked["images"] == [picture(0), picture(1), picture(2, encoding="JPEG")]
     assert checked["distill"]
     assert not checked["truncated"]
@@ -27,7 +28,7 @@ def test_a_good_raw_row_becomes_a_row(checker, tmp_path):
 
 def test_a_long_answer_is_marked_as_truncated(checker, tmp_path):
     """An answer over max_length makes a good row that is counted."""
-    assert checker.check(RawRow(said("?", "word " * 100), []), tmp_path)["truncated"]
+    assert checker.check(RawRow(said("?", "word " * 100), []), ImageFolder(tmp_path))["truncated"]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_a_long_answer_is_marked_as_truncated(checker, tmp_path):
 def test_each_kind_of_bad_row_has_its_reason(checker, tmp_path, messages, images, reason):
     """Whatever is wrong with a raw row is raised as a bad record under its own reason."""
     with pytest.raises(BadRecord) as error:
-        checker.check(RawRow(messages, images), tmp_path)
+        checker.check(RawRow(messages, images), ImageFolder(tmp_path))
     assert error.value.reason == reason
 
 
@@ -115,7 +116,7 @@ def test_each_kind_of_bad_row_has_its_reason(checker, tmp_path, messages, images
 )
 def test_what_is_fine_is_not_refused(checker, tmp_path, messages, images):
     """An image alone as a question, one image twice, tags in an answer, its number, odd characters, no target."""
-    assert checker.check(RawRow(messages, images), tmp_path)["messages"] == messages
+    assert checker.check(RawRow(messages, images), ImageFolder(tmp_path))["messages"] == messages
 
 
 def test_the_students_own_image_token_in_a_text():

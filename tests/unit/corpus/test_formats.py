@@ -16,6 +16,7 @@ from lingu_ray.config import SourceConfig
 from lingu_ray.config.corpus import READ_BY
 from lingu_ray.corpus.check import check_messages
 from lingu_ray.corpus.formats import FORMATS
+from lingu_ray.corpus.image_folder import ImageFolder
 from lingu_ray.corpus.load_image import load_image
 from lingu_ray.corpus.readers import FileSplit
 from lingu_ray.corpus.record import BadRecord, RawRow, is_empty
@@ -893,7 +894,7 @@ def test_a_picture_of_no_bytes_is_one(format, record):
     (raw_row,) = raw_rows(format, record)
     (reference,) = raw_row.images
     with pytest.raises(BadRecord, match="the image is empty; a record without one has null there"):
-        load_image(reference, "")
+        load_image(reference, ImageFolder(""))
 
 
 @pytest.mark.parametrize("mark", ["<image 1>", "<image_00>", "<image1>", "<Image-1>"])

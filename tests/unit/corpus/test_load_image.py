@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import picture
 
 from lingu_ray.corpus import named_file
+from lingu_ray.corpus.image_folder import ImageFolder
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.load_image import image_path, load_image
 from lingu_ray.corpus.record import BadRecord
@@ -74,7 +75,7 @@ def test_every_reference_to_an_image_is_understood(folder, reference):
         reference = reference.replace("{folder}", str(folder)).replace("{url}", str(folder).replace(" ", "%20"))
     if isinstance(reference, dict) and "{url}" in str(reference.get("url")):
         reference = {"url": reference["url"].replace("{url}", str(folder).replace(" ", "%20"))}
-    assert load_image(reference, folder) == PNG
+    assert load_image(reference, ImageFolder(folder)) == PNG
 
 
 @pytest.mark.parametrize(("format", "padding"), [("JPEG", True), ("WEBP", False)])
@@ -87,9 +88,9 @@ def test_a_picture_whose_end_is_zeros_is_broken(format, padding):
     half = whole[: len(whole) // 2]
     decode_image(half + bytes(len(half)))  # else the check would not be needed
     with pytest.raises(BadRecord, match="its end is zeros, as of a copy or download that was interrupted"):
-        load_image(half + bytes(len(half)), "")
+        load_image(half + bytes(len(half)), ImageFolder(""))
     padded = whole + bytes(4096) if padding else whole
-    assert load_image(padded, "") == padded
+    assert load_image(padded, ImageFolder("")) == padded
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_a_reference_that_leads_to_no_image_says_why(folder, reference, reason, 
     (folder / "dangling").symlink_to(folder / "gone")
     os.mkfifo(folder / "pipe")
     with pytest.raises(BadRecord) as caught:
-        load_image(reference, folder)
+        load_image(reference, ImageFolder(folder))
     assert caught.value.reason == reason
     assert detail in caught.value.detail and len(caught.value.detail) < 400
 
@@ -152,10 +153,10 @@ def test_a_file_system_that_fails_is_asked_again(folder, monkeypatch, number):
     """What it gives in the end is taken; an error that stays is not the row's, and names the file."""
     monkeypatch.setattr(named_file, "WAITS_S", (0.0, 0.0))
     monkeypatch.setattr(Path, "read_bytes", failing(number, times=2))
-    assert load_image("a.png", folder) == PNG
+    assert load_image("a.png", ImageFolder(folder)) == PNG
     monkeypatch.setattr(Path, "read_bytes", failing(number, times=3))
     with pytest.raises(UserError, match=rf"a.png: the file system does not give it \({os.strerror(number)}\)"):
-        load_image("a.png", folder)
+        load_image("a.png", ImageFolder(folder))
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOENT, errno.ELOOP])
@@ -163,7 +164,7 @@ def test_what_further_attempts_cannot_change_is_the_rows(folder, monkeypatch, nu
     """A file that may not be read, or that is gone, is missing at once."""
     monkeypatch.setattr(Path, "read_bytes", failing(number, times=1))
     with pytest.raises(BadRecord, match=os.strerror(number)) as caught:
-        load_image("a.png", folder)
+        load_image("a.png", ImageFolder(folder))
     assert caught.value.reason == "missing_image"
 
 
@@ -173,13 +174,13 @@ def test_an_image_of_pil_becomes_a_file(tmp_path, mode):
     image = Image.new(mode, (4, 3))
     buffer = io.BytesIO()
     image.save(buffer, format="TIFF")
-    loaded = decode_image(load_image(image, tmp_path))
+    loaded = decode_image(load_image(image, ImageFolder(tmp_path)))
     assert loaded.tobytes() == decode_image(buffer.getvalue()).tobytes()
 
 
 def test_the_file_behind_a_reference(folder):
     """The fingerprint of a corpus reads files that records name, whatever the spelling; other references have none."""
     for reference in ("a.png", {"bytes": None, "path": "a.png"}, f"file://{folder}/a.png", "~/data set/a.png"):
-        assert image_path(reference, folder) == folder / "a.png"
+        assert image_path(reference, ImageFolder(folder)) == folder / "a.png"
     for reference in (None, PNG, {"bytes": PNG, "path": "a.png"}, f"data:image/png;base64,{BASE64}", 7):
-        assert image_path(reference, folder) is None
+        assert image_path(reference, ImageFolder(folder)) is None

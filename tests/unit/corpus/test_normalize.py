@@ -16,6 +16,7 @@ from lingu_ray.corpus import named_file, normalize
 from lingu_ray.corpus.counts import checked_counts, tally
 from lingu_ray.corpus.encode import Encoder, PromptTooLong
 from lingu_ray.corpus.formats import FORMATS
+from lingu_ray.corpus.image_folder import ImageFolder
 from lingu_ray.corpus.load_image import load_image
 from lingu_ray.corpus.normalize import SplitTask, as_reject
 from lingu_ray.corpus.record import BadRecord, RawRow
@@ -42,7 +43,9 @@ def table_of(
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     source = SourceConfig(name="s", format=format, path=str(path))
     monkeypatch.setattr(normalize, "load_encoder", lambda *_: encoder)
-    tasks = [SplitTask(i, split, source, str(folder), "unused", 256) for i, split in enumerate(split_source(source))]
+    tasks = [
+        SplitTask(i, split, source, ImageFolder(folder), "unused", 256) for i, split in enumerate(split_source(source))
+    ]
     return pa.concat_tables(table for task in tasks for table in task.tables())
 
 
@@ -171,7 +174,7 @@ def test_a_row_is_rejected_in_the_same_words_each_time(tmp_path):
     told, read = set(), [bytes(at) + b"no image" for at in (1, 100, 10_000)]
     for content in read:
         with pytest.raises(BadRecord) as raised:
-            load_image(content, tmp_path)
+            load_image(content, ImageFolder(tmp_path))
         told.add(as_reject(raised.value)["excerpt"])
     assert told == {"UnidentifiedImageError: cannot identify image file <_io.BytesIO object>"}
 

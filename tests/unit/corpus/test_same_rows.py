@@ -20,9 +20,10 @@ from tiny import picture
 
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.formats import FORMATS
+from lingu_ray.corpus.image_folder import image_folder
 from lingu_ray.corpus.load_image import load_image
 from lingu_ray.corpus.record import BadRecord
-from lingu_ray.corpus.splits import image_folder, split_source
+from lingu_ray.corpus.splits import split_source
 
 Records = list[dict[str, Any]]
 PICTURES = [picture(0, (8, 9)), picture(1, (9, 8), "JPEG")]
