@@ -39,6 +39,7 @@ _NAME_OF_MEDIA = re.compile("(video|audio|clip)s?[_ ]?(u?id|idx|name|file|url|li
 _LIKE_FILE_KEYS = re.compile(
     "vid|audio|clip|media|sound|speech|wav|mp[34]|file|path|id|document|chart|diagram|visual", re.IGNORECASE
 )
+_LIKE_METADATA = re.compile("meta|extra|info|annotation|attribute|properties|additional", re.IGNORECASE)
 _HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"%PDF-")
 _BASE64_OF_PICTURES = re.compile("data:image/[a-z+-]+;base64,|/9j/|iVBORw0K|R0lGOD|UklGR.{6}XRUJQ|SUkqA|TU0AK")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -123,7 +124,8 @@ def check_none_unread(record: Record) -> None:
         if named or _holds_picture(value) or (_LIKE_IMAGE_KEYS.search(str(key)) and _names_picture(value)):
             detail = f"{key!r} names a picture, and the conversation has none: call it 'images', or take it out"
             raise BadRecord("missing_image", detail)
-        for inner in value if isinstance(value, list) else [value]:
+        beside = parsed(value) if _LIKE_METADATA.search(str(key)) else value  # other JSON text may be an answer
+        for inner in beside if isinstance(beside, list) else [beside]:
             if isinstance(inner, dict):
                 check_none_unread(inner)
 

@@ -964,6 +964,8 @@ def test_a_picture_that_is_not_read_rejects_the_record(key, value):
         ("page", {"messages": AS_ROLES, "pages": [{"page": {"bytes": b"x", "path": None}}]}),
         ("pages", {"messages": AS_ROLES, "pages": [{"bytes": b"x", "path": None}]}),
         ("screenshot", {"messages": AS_ROLES, "screenshot": "1.png"}),
+        ("image", {"messages": AS_ROLES, "metadata": '{"source": "x", "image": "1.png"}'}),
+        ("image_id", {"messages": AS_ROLES, "extra_info": "[{'image_id': 7}]"}),
         *[
             (key, {"messages": AS_ROLES, key: value})
             for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF")
@@ -982,6 +984,13 @@ def test_a_picture_in_a_turn_or_under_any_name_is_not_left_unread(key, record):
     with pytest.raises(BadRecord, match=f"'{key}' names a picture") as error:
         raw_rows("messages", record)
     assert error.value.reason == "missing_image"
+
+
+def test_json_text_that_is_said_names_no_picture_of_the_row():
+    """As an answer it is learned; in metadata it may name what is no picture."""
+    answer = '{"image": "1.png"}'
+    assert conversation("prompt_completion", {"prompt": "A?", "completion": answer})[1] == ("assistant", answer)
+    assert conversation("messages", {"messages": AS_ROLES, "metadata": '{"source": "x", "page": 7}'})
 
 
 @pytest.mark.parametrize("name", ["document", "context2", "source_article", "ctx_passages"])
