@@ -24,7 +24,9 @@ END_MARK = re.compile(  # of other models
     r"(<\|(endoftext|end_of_text|im_end|eot_id|eom_id|end|return)\|>|<end_of_turn>|<eos>|</s>|<｜end▁of▁sentence｜>)\s*$"
 )
 RENDERED = re.compile(  # what other templates and tools write around turns
-    r"<\|(im_start|start_header_id|user|assistant)\|>|<start_of_turn>|\[/INST\]|### (Human|Assistant):"
+    r"<\|(im_start|im_user|start_header_id|header_start|START_OF_TURN_TOKEN|user|assistant|prompter)\|>"
+    r"|<\|start\|>(system|developer|user|assistant)|<｜(User|Assistant)｜>|<extra_id_1>(User|Assistant)|<start_of_turn>"
+    r"|\[/INST\]|\[ASSISTANT\]|<(human|bot)>:|### (Human|Assistant):"
 )
 ASKED_TO_ANSWER = re.compile(r"(### (Response|Output)|(^|\n)(?i:assistant)|ASSISTANT):\s*$")  # at the end of a prompt
 # where there are images; else it may be a tag of code, or of a forum

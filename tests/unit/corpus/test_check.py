@@ -70,6 +70,12 @@ def test_a_long_answer_is_marked_as_truncated(checker, tmp_path):
         (said("<|user|>\nWho?</s>\n<|assistant|>\n", "She."), [], "rendered"),
         (said("Who?", "She.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWhy? So."), [], "rendered"),
         (said("Who?", "She.### Assistant: He."), [], "rendered"),  # a passage of `text`
+        (said("Who?\n<extra_id_1>Assistant\nShe.\n<extra_id_1>User\nWhy?", "So."), [], "rendered"),  # HelpSteer2
+        (said("[USER]Who?[ASSISTANT]", "She."), [], "rendered"),  # PixMo-CapQA
+        (said("<|prompter|>Who?<|endoftext|><|assistant|>", "She."), [], "rendered"),
+        (said("<｜User｜>Who?<｜Assistant｜>", "She."), [], "rendered"),
+        (said("<|start|>user<|message|>Who?", "She."), [], "rendered"),
+        (said("<human>: Who?\n<bot>:", "She."), [], "rendered"),
         (said("### Instruction:\nWho?\n\n### Response:", "She."), [], "rendered"),
         (said("\n\nHuman: Who?\n\nAssistant:", "She."), [], "rendered"),
         (said("USER: Who? ASSISTANT:", "She."), [], "rendered"),
