@@ -20,6 +20,7 @@ from lingu_ray.corpus.formats import FORMATS
 from lingu_ray.corpus.image_folder import ImageFolder
 from lingu_ray.corpus.readers import FileSplit, reading
 from lingu_ray.corpus.record import BadRecord, Numbered, RawRow, Record
+from lingu_ray.corpus.split_names import check_not_held_out
 from lingu_ray.corpus.store import MESSAGES
 from lingu_ray.errors import UserError, printable
 from lingu_ray.storage import local_copy
@@ -79,6 +80,7 @@ class SplitTask:
     def _raw_rows(self, record: Record | BadRecord) -> Iterator[RawRow]:
         if isinstance(record, BadRecord):
             raise record
+        check_not_held_out(record)
         yield from FORMATS[self.source.format](record, self.source)
 
     def _records(self) -> Iterator[Numbered]:

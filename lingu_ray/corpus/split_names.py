@@ -1,4 +1,4 @@
-"""Splits (train, test, …) in the names of files and folders, as in data sets of the hub: `test/2.csv`."""
+"""Splits (train, test, …) in names of files and folders, as in data sets of the hub: `test/2.csv`; and in records."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lingu_ray.config import SourceConfig
+from lingu_ray.corpus.record import BadRecord, Record
 from lingu_ray.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,7 @@ SPELLINGS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _SPLIT_OF = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
+_KEYS = ("split", "data_split", "dataset_split", "set_name", "partition")  # of records, some in an object of metadata
 _NAME = re.compile(rf"(?:^|[-_./])({'|'.join(_SPLIT_OF)})(?=[-_./])")
 _SHARD = re.compile(r"(?:^|-)(\w+(?:\.\w+)*)-\d{5}-of-\d{5}")  # as `push_to_hub` writes splits into `data`
 
@@ -66,6 +68,23 @@ def of_split(source: SourceConfig, paths: Iterable[Path], top: str) -> set[Path]
         raise UserError(f"{where}, and what belongs to the split {source.split!r} is not known: {cure}")
     log.info("%s; read of them: %s", where, wanted)
     return {path for path, split in by_path.items() if split == wanted}
+
+
+def check_not_held_out(record: Record) -> None:
+    """Check that a record to be trained on does not say that it belongs to a validation or test split.
+
+    Raises:
+        BadRecord: it does, itself or in an object in it, such as `metadata`; files of one split may hold all.
+    """
+    objects = (value for value in record.values() if isinstance(value, dict))
+    for held_by in (record, *objects):
+        for key in _KEYS:
+            if _SPLIT_OF.get(str(held_by.get(key)).strip().lower(), "train") != "train":
+                raise BadRecord(
+                    "held_out",
+                    f"{key!r} is {held_by[key]!r}, and rows are trained on: put those that are meant into a file of "
+                    f"their own; if these are, take {key!r} out",
+                )
 
 
 def doubtful_shards(paths: Iterable[Path]) -> list[str]:

@@ -37,11 +37,12 @@ def table_of(
     encoder: Encoder,
     monkeypatch: pytest.MonkeyPatch,
     format: Any = "prompt_completion",
+    settings: dict[str, Any] | None = None,
 ) -> pa.Table:
     """The rows and rejects that a build's task makes of a file of the records."""
     path = folder / "data.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    source = SourceConfig(name="s", format=format, path=str(path))
+    source = SourceConfig(name="s", format=format, path=str(path), **settings or {})
     monkeypatch.setattr(normalize, "load_encoder", lambda *_: encoder)
     tasks = [
         SplitTask(i, split, source, ImageFolder(folder), "unused", 256) for i, split in enumerate(split_source(source))
@@ -64,6 +65,18 @@ def raises(error: BaseException) -> Callable[..., Any]:
         raise error
 
     return function
+
+
+@pytest.mark.parametrize("format", ["prompt_completion", "template", "text"])
+def test_what_a_record_says_is_held_out_is_not_trained_on(tmp_path, encoder, monkeypatch, format):
+    """In any format, also in metadata; names of files, or of parts of a data set, are no splits."""
+    record = {**GOOD, "text": "word " * 40}
+    held_out = [{"split": "test"}, {"data_split": "val"}, {"metadata": {"split": "Validation"}}, {"set_name": "dev"}]
+    trained = [{"split": "train"}, {"split": "train2014"}, {"split": None}, {"split": 3}, {"subset": "test"}, {}]
+    settings = {"prompt": "{prompt}", "answer": "{completion}"} if format == "template" else {}
+    found = rows(tmp_path, [record | more for more in held_out + trained], encoder, monkeypatch, format, settings)
+    assert [row["reason"] for row in found] == ["held_out"] * len(held_out) + [None] * len(trained)
+    assert "put those that are meant into a file of their own" in found[0]["excerpt"]
 
 
 @pytest.mark.parametrize(
