@@ -44,7 +44,8 @@ class WholeTokenizer:
         include the white space after it (Phi-3). Special tokens that the tokenizer adds at the end are left out.
 
         Raises:
-            CannotEncode: an answer has no token, or the tokenizer does not tell where its tokens stand in the text.
+            CannotEncode: an answer has no token, or the tokenizer does not tell where its tokens stand in the text; or
+                there are answers, and a part of the text is unknown to the tokenizer.
         """
         special = self.adds_special_tokens(text)
         if not self.tokenizer.is_fast:
@@ -63,7 +64,22 @@ class WholeTokenizer:
         inside = [self._inside(ids, offsets, answer) for answer in answers]
         if any(begin >= end for begin, end in inside):
             raise CannotEncode("the tokenizer has no token for an answer")
+        if answers and self.tokenizer.unk_token_id in ids:
+            self._check_known(text, Tokens(ids, inside), offsets)
         return Tokens(ids, inside)
+
+    def _check_known(self, text: str, tokens: Tokens, offsets: list[Span]) -> None:
+        """Check that the tokenizer knows all of a text to be trained on, but for white space in prompts."""
+        for place, (number, span) in enumerate(zip(tokens.ids, offsets, strict=True)):
+            part = text[slice(*span)]
+            is_said = any(begin <= place < end for begin, end in tokens.answers)
+            if number != self.tokenizer.unk_token_id or part.strip() == self.tokenizer.unk_token:
+                continue
+            if part.strip() or (part and is_said):
+                raise CannotEncode(
+                    f"the tokenizer has no token for {part[:20]!r} and makes {self.tokenizer.unk_token} of it: take it "
+                    "out of the text"
+                )
 
     def _inside(self, ids: list[int], offsets: list[Span], answer: Span) -> Span:
         first = bisect_right(offsets, answer[0], key=lambda span: span[1])

@@ -1,7 +1,8 @@
 import pytest
 import torch
 from tiny import IMAGE_TOKENS, picture, tiny_processor, tiny_student, tiny_teacher
-from transformers import ByT5Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from lingu_ray.corpus.batch import collate
 from lingu_ray.corpus.chat_template import FALLBACK_TEMPLATE, CannotEncode
@@ -209,6 +210,35 @@ def test_a_tokenizer_that_tells_no_places_writes_prompts_alone():
     messages = [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "a"}]
     with pytest.raises(CannotEncode, match="ByT5Tokenizer does not tell where its tokens stand in the text"):
         encoder.encode(Row("s", 0, messages, [], False))
+
+
+@pytest.fixture(scope="module")
+def without_bytes():
+    """An encoder whose tokenizer knows the letters that it was trained on and no bytes, as `<unk>` all others."""
+    core = Tokenizer(models.BPE(unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=99, special_tokens=["<unk>", "</s>"], show_progress=False)
+    core.train_from_iterator(["User: What is it?", "Assistant: A cat."], trainer)
+    return Encoder(
+        TextProcessor(PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")), 64
+    )
+
+
+@pytest.mark.parametrize("turns", [("What?", "A \U0001f642 cat."), ("What is 猫?", "A cat."), ("What?", "A\ncat.")])
+def test_what_the_tokenizer_does_not_know_is_not_trained_on(without_bytes, turns):
+    """The student would learn to say `<unk>`, or answer what it cannot read; the build's count says so, too."""
+    for encode in (without_bytes.encode, without_bytes.length):
+        with pytest.raises(CannotEncode, match=r"the tokenizer has no token for .* and makes <unk> of it"):
+            encode(row(*turns))
+
+
+def test_an_unknown_token_that_the_text_says_or_that_sets_a_prompt_is_trained_on(without_bytes):
+    """As the template's line breaks, which are the same at inference; a question of inference may hold anything."""
+    sample = without_bytes.encode(row("What\nis <unk>?", "A <unk>."))
+    unknown = without_bytes.tokenizer.unk_token_id
+    assert (sample.input_ids_T[~sample.supervised_T] == unknown).sum() == 3  # of two line breaks, and of what is said
+    assert (sample.input_ids_T[sample.supervised_T] == unknown).sum() == 1
+    assert unknown in without_bytes.encode_conversation(row("What is 猫?").messages, []).input_ids_T
 
 
 def test_template_without_end_of_turn_gets_the_eos_token():
