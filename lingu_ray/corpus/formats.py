@@ -33,7 +33,7 @@ from lingu_ray.corpus.record import (
     read_text,
     to_text,
 )
-from lingu_ray.corpus.record_keys import check_record
+from lingu_ray.corpus.record_keys import check_record, check_verdicts
 from lingu_ray.corpus.row import PLACEHOLDER, Messages
 from lingu_ray.corpus.suffixes import ALL_PICTURES, IMAGE_SUFFIXES, MEDIA, last_suffix
 from lingu_ray.corpus.turns import conversation, place_images, question_and_answer, read_turns
@@ -273,6 +273,7 @@ def _decoded(value: Any, is_json: bool = True) -> Any:
 def template(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """Any columns: `prompt` and `answer` are format strings over them, `image` names the image's column."""
     assert source.prompt and source.answer  # the configuration's check
+    check_verdicts(record, source.prompt + source.answer)
     if not source.image:
         check_no_picture(record, "set `image` to its column")
     question = fill(source.prompt, record, may_be_a_name=source.image is not None)

@@ -2,7 +2,7 @@
 
 They are those of files made for axolotl, LLaMA-Factory, ms-swift, TRL, verl, the OpenAI API and a `Distiller`. All
 other keys are metadata, and not looked at. `template`, `text` and `image_folder` take what their source's settings
-name, and nothing of this applies to them.
+name, and nothing of this applies to them, but for `VERDICTS` to `template`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ _MEDIA = KeyRule(
     ("video", "videos", "video_path", "video_url", "audio", "audios", "audio_path", "audio_url", "input_audio"),
     "video and audio are not trained on",
 )
+VERDICTS = ("is_correct", "is_safe")  # on an answer, and nothing else, of OpenMathInstruct, P3, BeaverTails
 _JUDGED = (
     KeyRule(
         "preference_pair",
@@ -58,7 +59,7 @@ _JUDGED = (
     ),
     KeyRule(
         "undesired_answer",
-        ("label", "kto_tag", "is_correct", "correct"),
+        ("label", "kto_tag", "correct", *VERDICTS),
         "marks an undesired answer",
         lambda value: value is False,
     ),
@@ -148,6 +149,11 @@ def check_record(record: Record, source: SourceConfig) -> None:
             f"'distill' is {distill}, and language_heavy of the whole source {source.language_heavy}: put rows with "
             "and without KD into two sources",
         )
+
+
+def check_verdicts(record: Record, patterns: str) -> None:
+    """Reject a record that says its answer is bad, unless the format strings name the verdict itself."""
+    _check_keys({key: record[key] for key in VERDICTS if key in record and f"{{{key}" not in patterns}, _JUDGED)
 
 
 def check_turn(turn: Record) -> None:

@@ -20,7 +20,7 @@ from lingu_ray.corpus.image_folder import ImageFolder
 from lingu_ray.corpus.load_image import load_image
 from lingu_ray.corpus.readers import FileSplit
 from lingu_ray.corpus.record import BadRecord, RawRow, is_empty
-from lingu_ray.corpus.record_keys import RECORD_RULES, SUPERVISED_FLAGS, TURN_RULES
+from lingu_ray.corpus.record_keys import RECORD_RULES, SUPERVISED_FLAGS, TURN_RULES, VERDICTS
 from lingu_ray.corpus.turns import SYSTEM_PROMPTS
 from lingu_ray.literals import parsed
 
@@ -871,7 +871,7 @@ def test_kd_is_not_switched_otherwise_than_the_source_says(language_heavy):
 @pytest.mark.parametrize("key", [key for rule in TURN_RULES for key in rule.keys])
 def test_keys_of_a_turn_that_change_its_meaning(key):
     """Each known key of a turn rejects the record and is named; a null does not."""
-    values = {"channel": "analysis"} | dict.fromkeys(("label", "kto_tag", "is_correct", "correct"), False)
+    values = {"channel": "analysis"} | dict.fromkeys(("label", "kto_tag", "correct", *VERDICTS), False)
     values |= {"prefix": True, "partial": True, "eot": False, "end_turn": False}
     values |= {"finish_reason": "length", "stop_reason": "max_tokens", "reward": -1}
     value = values.get(key, [{"x": 1}])
@@ -1351,6 +1351,16 @@ def test_images_of_a_sample_stand_in_the_order_in_which_its_json_names_them():
     for named in (["k.0.jpg"], ["k.0.jpg", "k.0.jpg"], ["k.0.jpg", "k.2.jpg"]):
         sample = {"0.jpg": b"1", "1.jpg": b"2", "json": asked | {"images": named}}
         assert reason_of("webdataset", sample) in ("image_count", "missing_image")
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_a_template_takes_no_answer_that_is_said_to_be_bad(verdict):
+    """As P3 and OpenMathInstruct hold them beside good ones; a template that asks for the verdict learns it."""
+    record = {"q": "1 + 1?", "a": "3", verdict: False}
+    assert reason_of("template", record, prompt="{q}", answer="{a}") == "undesired_answer"
+    assert conversation("template", record | {verdict: True}, prompt="{q}", answer="{a}")[1] == ("assistant", "3")
+    judged = conversation("template", record, prompt="{q} {a}?", answer=f"{{{verdict}!s}}")
+    assert judged[1] == ("assistant", "False")
 
 
 def test_a_blank_column_of_a_template_is_missing():
