@@ -33,7 +33,7 @@ CACHED_GROUPS = 8
 CACHED_FILES = 64  # paths of a node's copies
 CACHED_FOOTERS = 8  # reading the footer of a large shard takes longer than reading rows
 MANIFEST, SIZES, VALIDATION_FILE = "manifest.json", "bytes.json", "validation.parquet"
-VERSION = 21  # of what a build writes; with a new version every corpus is built again
+VERSION = 22  # of what a build writes; with a new version every corpus is built again
 EARLIER_VERSIONS = tuple(range(VERSION - 1, 3, -1))  # still read: a run that began with such a corpus keeps it
 _BUILT_AGAIN = "delete the corpus, and it is built again"
 
