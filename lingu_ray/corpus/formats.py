@@ -98,8 +98,9 @@ def prompt_completion(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     if is_empty(record.get(prompt)) and "question" in record:
         prompt, completion = "question", only_name(record, "answer", completion, "solution")
     asked, inside = _said(record, prompt, "user")
-    if prompt != "prompt":  # which is complete
-        check_question(record, [message["content"] for message in asked])
+    # a prompt is complete, but for what is asked under another name
+    beside = record if prompt != "prompt" else {name: record.get(name) for name in ("question", "instruction")}
+    check_question(beside, [message["content"] for message in asked])
     answered, more = _said(record, completion, "assistant")
     for message in asked:
         if message["role"] == "assistant":  # of a prompt nothing is learned

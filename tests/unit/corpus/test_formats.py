@@ -1043,6 +1043,15 @@ def test_a_text_beside_a_question_is_not_left_out(name):
     assert raw_rows("prompt_completion", asked)
 
 
+@pytest.mark.parametrize("name", ["question", "instruction"])
+def test_what_is_asked_beside_a_prompt_is_not_left_out(name):
+    """A prompt that was made of it has it; other columns are what the prompt was made from."""
+    record = {"prompt": "Answer in French: What is 1 + 1?", "completion": "deux"}
+    assert reason_of("prompt_completion", record | {name: "Be polite."}) == "bad_turns"
+    for beside in ({name: "What is 1 + 1?"}, {name: None}, {"text": "One and one are two."}):
+        assert raw_rows("prompt_completion", record | beside) == raw_rows("prompt_completion", record)
+
+
 def test_alpacas_text_is_its_instruction_input_and_output_again():
     """Rendered by its template, they stand apart in it; a text without the input is another one."""
     record = {"instruction": "Name the capital.", "input": "The country is France.", "output": "Paris"}
