@@ -47,6 +47,7 @@ _MEDIA = KeyRule(
     ("video", "videos", "video_path", "video_url", "audio", "audios", "audio_path", "audio_url", "input_audio"),
     "video and audio are not trained on",
 )
+_UNDESIRED = "marks an undesired answer"
 VERDICTS = ("is_correct", "is_safe")  # on an answer, and nothing else, of OpenMathInstruct, P3, BeaverTails
 _JUDGED = (
     KeyRule(
@@ -57,13 +58,9 @@ _JUDGED = (
         ),
         "of a better and a worse answer none is learned: keep the better one as the answer, and take the pair out",
     ),
-    KeyRule(
-        "undesired_answer",
-        ("label", "kto_tag", "correct", *VERDICTS),
-        "marks an undesired answer",
-        lambda value: value is False,
-    ),
-    KeyRule("undesired_answer", ("reward",), "marks an undesired answer", lambda value: value == -1),
+    KeyRule("undesired_answer", ("label", "correct"), _UNDESIRED, lambda value: value is False),  # 0 may be a class
+    KeyRule("undesired_answer", ("kto_tag", *VERDICTS), _UNDESIRED, lambda value: value == 0),
+    KeyRule("undesired_answer", ("reward",), _UNDESIRED, lambda value: value == -1),
 )
 _TOOLS = KeyRule("tools", ("tools", "functions"), "tools that the prompt would have to name")
 _REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")

@@ -1366,7 +1366,8 @@ def test_images_of_a_sample_stand_in_the_order_in_which_its_json_names_them():
 def test_a_template_takes_no_answer_that_is_said_to_be_bad(verdict):
     """As P3 and OpenMathInstruct hold them beside good ones; a template that asks for the verdict learns it."""
     record = {"q": "1 + 1?", "a": "3", verdict: False}
-    assert reason_of("template", record, prompt="{q}", answer="{a}") == "undesired_answer"
+    for bad in (False, 0, 0.0, "False", "0"):
+        assert reason_of("template", record | {verdict: bad}, prompt="{q}", answer="{a}") == "undesired_answer"
     assert conversation("template", record | {verdict: True}, prompt="{q}", answer="{a}")[1] == ("assistant", "3")
     judged = conversation("template", record, prompt="{q} {a}?", answer=f"{{{verdict}!s}}")
     assert judged[1] == ("assistant", "False")
