@@ -15,7 +15,9 @@ from lingu_ray.corpus.row import Messages
 from lingu_ray.literals import parsed
 
 _CONTEXT = re.compile(
-    r"(?i:(\w+[_ ])?(context|ctx|passage|document|article|story|paragraph|background|excerpt|transcript)s?\d?|inputs?)"
+    r"(?i:(\w+[_ ])?(context|ctx|passage|document|article|story|paragraph|background|excerpt|transcript)s?\d?|inputs?"
+    r"|(chat|dialog|dialogue|conversation|message)[_ ]?history|(previous|earlier)[_ ]?(turn|message|conversation)s?"
+    r"|system[_ ]?(prompt|message|instruction|content)?s?|meta[_ ]?instruction|preamble)"
 )
 _OF_A_QUESTION = re.compile(
     r"A|(?i:(answer[_ ]?)?(choice|option)s?([_ ]?[a-z0-9])?|opa"
@@ -38,11 +40,12 @@ def check_context(record: Record, messages: Messages) -> None:
         messages: the conversation.
 
     Raises:
-        BadRecord: it does; of context, if it is prose that no prompt has.
+        BadRecord: it does; of context, if it is prose that nothing before the last answer has.
     """
-    prompts = [message["content"] for message in messages if message["role"] != "assistant"]
+    ends_with_answer = bool(messages) and messages[-1]["role"] == "assistant"
+    given = [message["content"] for message in (messages[:-1] if ends_with_answer else messages)]
     for name, text in _texts_under(_CONTEXT, record):
-        if _is_prose(text) and _words(text) not in _words(" ".join(prompts)):
+        if _is_prose(text) and _words(text) not in _words(" ".join(given)):
             raise BadRecord("bad_turns", f"{name!r} is in no prompt: write it into the question, or take it out")
     if messages and messages[-1]["role"] == "user":
         check_no_answer(record, "beside a question at the end: write it as the last turn")

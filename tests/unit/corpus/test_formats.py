@@ -1029,6 +1029,18 @@ def test_context_in_a_turn_is_not_left_out(name):
     assert conversation("messages", {"messages": [pair, pair]})[1::2] == [("assistant", "A king, I think.")] * 2
 
 
+@pytest.mark.parametrize("name", ["chat_history", "previous_turns", "systemPrompt", "System", "meta_instruction"])
+def test_what_was_said_before_under_a_name_that_is_not_read_is_not_left_out(name):
+    """They belong to the conversation; those that it has, answers too, only stand there twice."""
+    history = [{"role": "user", "content": "Who is she?"}, {"role": "assistant", "content": "A queen."}]
+    with pytest.raises(BadRecord, match=f"'{name}' is in no prompt"):
+        raw_rows("messages", {"messages": AS_ROLES, name: history})
+    with pytest.raises(BadRecord, match=f"'{name}' is in no prompt"):
+        raw_rows("instruction", {"instruction": "A?", "output": "Be polite.", name: "Be polite."})
+    whole = {"messages": [*history, *AS_ROLES]}
+    assert raw_rows("messages", whole | {name: history}) == raw_rows("messages", whole)
+
+
 @pytest.mark.parametrize("name", ["text", "full_text", "abstract", "evidence", "fact1", "contents", "snippets"])
 def test_a_text_beside_a_question_is_not_left_out(name):
     """It belongs to the question, unless this has it, or it is all of the question; nor do names and numbers."""
