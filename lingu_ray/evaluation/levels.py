@@ -121,10 +121,7 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
     """
     columns = {model: c for model in models if (c := read_items(out_dir, config.name, model)) is not None}
     if not columns:
-        raise UserError(
-            f"evaluation.tasks: {config.name}: measured on none of {', '.join(models) or 'no models'}: name "
-            f"{'a model that takes images' if config.kind == 'vision' else 'the models'}, or leave the task out"
-        )
+        raise unmeasured(config, models)
     unseen = {m: c for m in columns if (c := read_items(out_dir, blind_name(config.name), m)) is not None and blind}
     if blind and not unseen:
         raise UserError(
@@ -155,6 +152,13 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
         asked=stamp.asked if stamp else None,
         engine=stamp.engine if stamp else None,
     )
+
+
+def unmeasured(config: TaskConfig, models: Sequence[str]) -> UserError:
+    """What to tell where none of the models is, or will be, measured on the task."""
+    none = f"evaluation.tasks: {config.name}: measured on none of {', '.join(models)}"
+    needed = "a model that takes images" if config.kind == "vision" else "the models"
+    return UserError(f"{none}: name {needed}, or leave the task out")
 
 
 def _alike(config: TaskConfig, columns: Columns) -> dict[str, Columns]:

@@ -16,6 +16,7 @@ from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.engines.load import check_weights, identity_of, takes_images
 from lingu_ray.evaluation.engines.vllm_engine import obvious_reason
 from lingu_ray.evaluation.item_files import Stamp, asked_by, items_path, stamps_of
+from lingu_ray.evaluation.levels import unmeasured
 from lingu_ray.evaluation.measure import TaskRun, run_task
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.replicas import Hardware, Replicas
@@ -72,6 +73,7 @@ def evaluate(
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise UserError(f"a model's name is of letters, digits, _ and -, found {name!r}")
     runs = _runs(models, load_tasks(settings), engines_for(settings, measured, out_dir), settings.precision, out_dir)
+    _check_all_taken(settings, next(iter(runs.values())), [*measured, *models], out_dir)
     if not any(_all_finished(of_engine) for of_engine in runs.values()):
         for path in models.values():
             check_weights(path)
@@ -99,6 +101,14 @@ def _runs(
                 stamp = Stamp(of_task, _by(engine, precision), identity, asked_by(task.config))
                 runs[engine].setdefault(name, []).append(TaskRun(task, stamp, name, out_dir))
     return runs
+
+
+def _check_all_taken(settings: EvaluationConfig, taken: Runs, models: Sequence[str], out_dir: Path) -> None:
+    """Raise UserError where a task is, or will be, measured on none of the models, as on text-only ones."""
+    names = {run.task.config.name for of_model in taken.values() for run in of_model}
+    for config in settings.tasks:
+        if config.name not in names and not any(items_path(out_dir, config.name, model).exists() for model in models):
+            raise unmeasured(config, models)
 
 
 def _by(engine: str, precision: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny import tiny_teacher, tiny_tokenizer
+from tiny import picture, tiny_teacher, tiny_tokenizer
 from transformers import BloomConfig, BloomForCausalLM
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
@@ -19,6 +19,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluate import evaluate_help, main, read_arguments
 from lingu_ray.evaluation.engines.load import identity_of, load_model_files, takes_images
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
+from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.roles import given_models
 from lingu_ray.evaluation.run import check_engine, evaluate
 from lingu_ray.paths import at_revision
@@ -42,6 +43,21 @@ def test_a_missing_model_is_named_before_anything_starts(tmp_path: Path) -> None
     task = TaskConfig.model_validate({**CHOICE, "path": str(tmp_path / "items.jsonl")})
     with pytest.raises(UserError, match=r"^model: no such file or folder: .*missing"):
         evaluate({"teacher": tmp_path / "missing"}, EvaluationConfig(tasks=(task,)), tmp_path)
+
+
+def test_a_task_that_no_model_can_take_is_told_before_the_others_are_measured(tmp_path: Path) -> None:
+    """A text-only model alone, a task without and one with images; and kept answers, judged by a task beside theirs."""
+    tiny_teacher(folder=tmp_path / "lm")
+    (tmp_path / "items.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 0}\n')
+    (tmp_path / "seen.jsonl").write_text('{"question": "a", "image": "a.png", "answer": "b"}\n')
+    (tmp_path / "a.png").write_bytes(picture(0))
+    choice = TaskConfig.model_validate({**CHOICE, "path": str(tmp_path / "items.jsonl")})
+    seen = TaskConfig(name="seen", kind="vision", type="exact_match", path=str(tmp_path / "seen.jsonl"))
+    for tasks in ((choice, seen), (seen,)):
+        with pytest.raises(UserError, match=r"seen: measured on none of lm: name a model that takes images"):
+            evaluate({"lm": tmp_path / "lm"}, EvaluationConfig(tasks=tasks), tmp_path / "out")
+    with pytest.raises(UserError, match=r"choice: measured on none of lm: name the models, or leave the task out"):
+        summarize(tmp_path / "out", ["lm"], EvaluationConfig(tasks=(choice,)))
 
 
 def test_a_model_that_does_not_say_its_context_is_refused(tmp_path: Path) -> None:
