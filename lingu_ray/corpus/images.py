@@ -29,14 +29,8 @@ def decode_image(encoded: bytes) -> Image.Image:
 
     Raises what PIL raises for broken images: `OSError`, `ValueError`, `SyntaxError`, `Image.DecompressionBombError`, ….
     """
-    return to_rgb(_open(encoded))
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An opened image as `decode_image` returns it."""
+    image = _open(encoded)
     image.load()
-    if 0 in image.size:
-        raise ValueError(f"an image of {image.width} × {image.height} pixels")
     turn = _turn(image)
     if image.mode.startswith(("I", "F")):
         image = _to_8_bits(image)

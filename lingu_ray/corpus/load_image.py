@@ -14,7 +14,7 @@ from PIL import Image
 
 from lingu_ray import storage
 from lingu_ray.corpus.image_folder import FOREIGN, ImageFolder
-from lingu_ray.corpus.images import decode_image, to_rgb
+from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.named_file import read_named
 from lingu_ray.corpus.record import BadRecord
 
@@ -40,7 +40,7 @@ def load_image(reference: Any, folder: ImageFolder) -> bytes:
 
     Args:
         reference: bytes; a path, where relative ones start from `folder`; a `file:` or `data:` URL; base64; an object
-            with one of these under `bytes`, `path` or `url`; or an image of PIL.
+            with one of these under `bytes`, `path` or `url`.
         folder: where relative paths start, and which files may be read; full locations of its bucket are read, too.
 
     Raises:
@@ -62,8 +62,6 @@ def read_image(reference: Any, folder: ImageFolder) -> bytes:
     reference = _inner(reference)
     if isinstance(reference, str):
         encoded = _read(reference, folder)
-    elif isinstance(reference, Image.Image):
-        encoded = _encode(reference)
     elif isinstance(reference, bytes | bytearray | memoryview):
         encoded = bytes(reference)
     else:
@@ -192,13 +190,3 @@ def _decode_base64(text: str) -> bytes | None:
         return base64.b64decode(joined + "=" * (-len(joined) % 4), validate=True)
     except ValueError:
         return None
-
-
-def _encode(image: Image.Image) -> bytes:
-    """A PIL image as PNG, decoded in the same way as a file."""
-    buffer = BytesIO()
-    try:
-        to_rgb(image).save(buffer, format="PNG")
-    except Exception as error:  # PIL may read its file only now
-        raise BadRecord("bad_image", f"{type(error).__name__}: {error}") from error
-    return buffer.getvalue()

@@ -168,16 +168,6 @@ def test_what_further_attempts_cannot_change_is_the_rows(folder, monkeypatch, nu
     assert caught.value.reason == "missing_image"
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "I;16", "F"])
-def test_an_image_of_pil_becomes_a_file(tmp_path, mode):
-    """Where a reader gives decoded images, they are stored as they would have been decoded."""
-    image = Image.new(mode, (4, 3))
-    buffer = io.BytesIO()
-    image.save(buffer, format="TIFF")
-    loaded = decode_image(load_image(image, ImageFolder(tmp_path)))
-    assert loaded.tobytes() == decode_image(buffer.getvalue()).tobytes()
-
-
 def test_the_file_behind_a_reference(folder):
     """The fingerprint of a corpus reads files that records name, whatever the spelling; other references have none."""
     for reference in ("a.png", {"bytes": None, "path": "a.png"}, f"file://{folder}/a.png", "~/data set/a.png"):
