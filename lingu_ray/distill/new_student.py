@@ -125,9 +125,6 @@ def build_student(
 
     `tower`: weights of a pretrained one, as `towers.tower_states` gives them. Equal seeds give equal projectors, and
     equal towers where it is None. The teacher, in float32, is not changed.
-
-    Raises:
-        UserError: the decoder that its configuration makes in a VLM has other weights than the teacher's.
     """
     torch.manual_seed(seed)
     tokenizer = processor.tokenizer
@@ -148,16 +145,11 @@ def _take_decoder(model: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Copy decoder and head of the teacher into the model, which has more tokens."""
     decoder, vocabulary = model.get_decoder(), teacher.config.vocab_size
     states = teacher.get_decoder().state_dict()
-    embedding_VD = states.pop(_EMBEDDINGS)
-    different = decoder.load_state_dict(states, strict=False)
-    if set(different.missing_keys) != {_EMBEDDINGS} or different.unexpected_keys:
-        names = {*different.missing_keys, *different.unexpected_keys} - {_EMBEDDINGS}
-        raise UserError(
-            f"no VLM can be made of the teacher: its decoder is built otherwise, by {', '.join(sorted(names))}"
-        )
+    own_VD, states[_EMBEDDINGS] = states[_EMBEDDINGS], cast(Tensor, decoder.get_input_embeddings().weight)
+    decoder.load_state_dict(states)
     with torch.no_grad():
         for target_VD, source_VD in (
-            (cast(Tensor, decoder.get_input_embeddings().weight), embedding_VD),
+            (states[_EMBEDDINGS], own_VD),
             (output_head(model).weight_VD, output_head(teacher).weight_VD),
         ):
             target_VD[:vocabulary] = source_VD
