@@ -71,7 +71,10 @@ class Renderer:
         """
         token = (self._closing or [self.eos])[-1]
         if not token:
-            raise CannotEncode("neither chat template nor tokenizer has a special token that ends an answer")
+            raise CannotEncode(
+                "neither chat template nor tokenizer has a special token that ends an answer: name its eos_token in "
+                "tokenizer_config.json"
+            )
         return token
 
     @cached_property

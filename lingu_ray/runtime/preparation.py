@@ -196,7 +196,7 @@ def say_passes(config: Config, corpus: Corpus, since: int) -> None:
     often = [name for name, count in seen.items() if count > MANY_PASSES]
     if often:
         log.warning(
-            "%s: more than %d passes over %s: its rows will be memorized. Lower train.steps or the source's "
+            "%s: more than %d passes over %s: rows seen so often are memorized. Lower train.steps or a source's "
             "weight, or give more data",
             *(config.name, MANY_PASSES, ", ".join(often)),
         )

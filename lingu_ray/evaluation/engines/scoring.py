@@ -53,7 +53,9 @@ def first_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return [token]
-    raise UserError("the tokenizer has neither a BOS nor an EOS token to start a text from")
+    raise UserError(
+        "the tokenizer has neither a BOS nor an EOS token to start a text from: name one in its tokenizer_config.json"
+    )
 
 
 def encode_pairs(

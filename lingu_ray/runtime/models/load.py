@@ -202,7 +202,8 @@ def load_processor(settings: StudentConfig) -> ProcessorMixin:
         why = why_not_loaded(settings.path, error)
         raise UserError(f"student.path: its processor cannot be loaded.{cure} {why}") from error
     if getattr(processor, "image_processor", None) is None:
-        raise UserError(f"student.path={settings.path}: its processor handles no images ({type(processor).__name__})")
+        kind = type(processor).__name__
+        raise UserError(f"student.path={settings.path}: its processor, a {kind}, takes no images: name a VLM")
     return processor
 
 

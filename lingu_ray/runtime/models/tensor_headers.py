@@ -75,8 +75,8 @@ def _weight_files(folder: Path, origin: str) -> list[Path]:
         raise UserError(f"{origin}: there is no {single.name} and no {index.name} in it. {cure}")
     try:
         names = sorted(set(read_json(index, "weight_map", cure=COPY_AGAIN)["weight_map"].values()))
-    except (AttributeError, TypeError, UserError) as error:
-        raise UserError(f"{origin}: {index.name} is damaged ({error}): {COPY_AGAIN}") from error
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
     if absent := [name for name in names if not (folder / name).is_file()]:
         raise UserError(f"{origin}: {index.name} names {', '.join(absent[:_SHOWN])}, not found: {COPY_AGAIN}")
     return [folder / name for name in names]

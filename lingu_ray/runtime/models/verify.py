@@ -94,7 +94,10 @@ def question(processor: Any, trained_with: Encoder) -> dict[str, Tensor]:
         further = set(ids_T[len(expected_T) :].tolist())
         if torch.equal(ids_T[: len(expected_T)], expected_T) and further <= {processor.tokenizer.eos_token_id}:
             if further:
-                log.warning("the student's tokenizer ends every prompt with EOS: ask with add_special_tokens=False")
+                log.warning(
+                    "the student's tokenizer ends every prompt with EOS, which training leaves out: take it out of "
+                    "post_processor in its tokenizer.json"
+                )
             return inputs
         faults.append(f"it gives {processor.tokenizer.decode(inputs['input_ids'][0])[:200]!r}")
     raise UserError(

@@ -1,5 +1,6 @@
 """Rows as kinds of tokenizers and chat templates make them: what is trained is what inference reads and generates."""
 
+import copy
 import re
 from functools import cache
 from typing import Any
@@ -374,6 +375,18 @@ def test_templates_that_cannot_work_are_told_at_once(template: str, message: str
         encoder.check_template()
     assert str(error.value).startswith("the student's chat template: ")
     assert "in the chat_template.jinja of student.path" in str(error.value)
+
+
+def test_answers_that_nothing_ends_are_told_at_once():
+    """Neither a token of the template nor EOS: with the EOS that the error asks for they can be learned."""
+    turns = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    tokenizer = copy.deepcopy(tokenizer_of("byte_level"))
+    processor = processor_with(tokenizer, turns + "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match=r"neither chat template nor tokenizer has a special .*: name its eos_token in"):
+        Encoder(processor, 64).check_template()
+    tokenizer.eos_token = EOS
+    Encoder(processor, 64).check_template()
 
 
 def test_a_model_that_cannot_be_trained_can_be_asked():

@@ -23,8 +23,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.two_tensor import TwoTensor
-from transformers import DiffLlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AttentionInterface, DiffLlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.integrations.peft import MIN_PEFT_VERSION
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lingu_ray.corpus.batch import MicroBatch, collate
 from lingu_ray.corpus.encode import Sample
@@ -758,6 +759,18 @@ def test_a_layer_that_does_not_donate_is_an_error(batch):
     with pytest.raises(UserError, match="layer 0 of the decoder did not donate"):
         distiller(batch)
     assert distiller(batch, [False] * 4).kd == 0  # nobody is asked
+
+
+def test_an_attention_that_has_no_mask_of_its_own_is_an_error(batch):
+    """One that a user has registered: what it does with masks is not known. The cure is taken."""
+    AttentionInterface.register("mine", sdpa_attention_forward)
+    family = FAMILIES["idefics3"]
+    student, teacher = family.student(family.teacher()), family.teacher(seed=7)
+    student.set_attn_implementation("mine")
+    with pytest.raises(UserError, match=r"'mine' of LlamaModel cannot donate its KV: .* attn_implementation='sdpa'"):
+        Distiller(student, teacher)
+    student.set_attn_implementation("sdpa")
+    assert Distiller(student, teacher)(batch).kd > 0
 
 
 def test_a_layer_that_attends_twice_is_an_error():

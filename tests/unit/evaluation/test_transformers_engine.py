@@ -26,7 +26,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
 from lingu_ray.evaluation.engines.load import load_model_files
 from lingu_ray.evaluation.engines.prompts import Prompts
-from lingu_ray.evaluation.engines.scoring import encode_pairs, windows
+from lingu_ray.evaluation.engines.scoring import encode_pairs, first_ids, windows
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine, batches_within
 
 TEXTS = [
@@ -182,6 +182,16 @@ def test_what_the_tokenizer_puts_first_stays_first(template: str, leading: list[
     context, continuation = encode_pairs(tokenizer, [ScoreRequest("a b", " c")])[0]
     assert context + continuation == first + text
     assert encode_pairs(tokenizer, [ScoreRequest("", "a b c")]) == [(first or [tokenizer.bos_token_id], text)]
+
+
+def test_a_text_must_start_from_a_token() -> None:
+    """The first token of a text is predicted from BOS, else from EOS."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = None
+    assert first_ids(tokenizer) == [tokenizer.eos_token_id]
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="neither a BOS nor an EOS token to start a text from: name one in"):
+        first_ids(tokenizer)
 
 
 def test_options_of_one_token_are_computed_once(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import tiny_processor, tiny_student, tiny_teacher
 from tokenizers import AddedToken
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
 
@@ -123,6 +124,23 @@ def test_every_family_is_asked_by_its_own_processor(family: str) -> None:
     inputs = question(processor, Encoder(processor, 1))
     assert "pixel_values" in inputs
     answer(FAMILIES[family].student(FAMILIES[family].teacher()), inputs)
+
+
+def test_a_tokenizer_that_ends_prompts_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Training leaves EOS out of its prompts; without it in `post_processor` nothing more is said."""
+    processor = tiny_processor()
+    processor.tokenizer.bos_token = None  # else the template writes it, and the tokenizer adds nothing
+    eos, number = processor.tokenizer.eos_token, processor.tokenizer.eos_token_id
+    ending = TemplateProcessing(single=f"$A {eos}", special_tokens=[(eos, number)])
+    processor.tokenizer.backend_tokenizer.post_processor = ending
+    processor.save_pretrained(tmp_path)
+    asked = question(processor, Encoder(processor, 1))["input_ids"][0]
+    assert asked[-1] == number and "ends every prompt with EOS" in caplog.text
+    caplog.clear()
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"post_processor": None}), "utf-8")
+    cured = AutoProcessor.from_pretrained(tmp_path)
+    assert torch.equal(question(cured, Encoder(cured, 1))["input_ids"][0], asked[:-1]) and not caplog.text
 
 
 def test_generation_settings_do_not_change_the_question(tmp_path: Path) -> None:

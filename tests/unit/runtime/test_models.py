@@ -185,7 +185,10 @@ MUTILATIONS: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut off": (cut_off, "model.safetensors is cut off or damaged"),
     "empty": (lambda f: (f / WEIGHTS).write_bytes(b""), "model.safetensors is cut off or damaged"),
     "absent shard": (absent_shard, r"names model-00002-of-00002.safetensors, not found"),
-    "damaged index": (lambda f: (absent_shard(f), (f / INDEX).write_text("{")), "index.json is damaged"),
+    "damaged index": (
+        lambda f: (absent_shard(f), (f / INDEX).write_text("{")),
+        "index.json is cut off, or no JSON .*: copy or download it again$",
+    ),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "no model.safetensors and no .* Copy or download"),
     "pickle": (only_pickled, r"It holds pytorch_model.bin: pickle can run code, and is not read"),
     "adapter beside": (with_adapter, r"holds an adapter of some/base .* merge_and_unload\(\)"),
@@ -663,6 +666,12 @@ def test_a_processor_with_code_of_its_own_is_refused(own_processor: Path, pair: 
     with pytest.raises(ValueError, match="trust_remote_code"):
         run_processor(own_processor, trust_remote_code=False)
     assert not (tmp_path / "modules").exists()
+
+
+def test_a_text_only_model_is_no_student_of_a_preview(pair: Path) -> None:
+    """`inspect` reads the student's processor and no model; of an LM that is its tokenizer."""
+    with pytest.raises(UserError, match=r"^student.path=.*teacher: its processor, a \w+, takes no images: name a VLM$"):
+        load_processor(StudentConfig(path=str(pair / "teacher")))
 
 
 @pytest.mark.parametrize("kind", ["own_model", "own_processor"])

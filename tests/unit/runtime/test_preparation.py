@@ -1,7 +1,8 @@
-"""What is checked before a run starts: tasks against the data that the run is trained on."""
+"""What is checked and told before a run starts: tasks against the data that it is trained on, passes over these."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,8 +13,9 @@ import yaml
 
 from lingu_ray import train
 from lingu_ray.config import Config
+from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.preparation import check_tasks
+from lingu_ray.runtime.preparation import check_tasks, say_passes
 from tuning import sweep
 
 HUB = {"name": "seen", "format": "cauldron", "path": "org/set", "subset": "a", "language_heavy": True}
@@ -66,3 +68,20 @@ def test_commands_refuse_them(tmp_path: Path, command: Callable[[list[str]], Non
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space), encoding="utf-8")
     with pytest.raises(UserError, match="asks what the model is trained on"):
         command([str(base if command is train.main else tmp_path / "space.yaml")])
+
+
+@pytest.mark.parametrize(("steps", "often"), [(50, False), (51, True), (151, False)])
+def test_rows_that_are_seen_often_are_told(
+    steps: int, often: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """More than five passes over a source, counted from the step from which on its data are these."""
+    counts = {"accepted": 4, "validation": 0, "used": 4}
+    manifest = {
+        "rows": 10,
+        "rows_per_shard": 10,
+        "sources": {"few": counts, "more": {"accepted": 60, "validation": 0, "used": 6}},
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    tree = run_of([], train={"steps": steps, "rows_per_step": 1}) | {"name": "tiny"}
+    say_passes(Config.model_validate(tree), Corpus(tmp_path), 101 if steps > 100 else 0)
+    assert ("tiny: more than 5 passes over few: rows seen so often are memorized" in caplog.text) == often
