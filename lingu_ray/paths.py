@@ -221,10 +221,12 @@ def nearest(path: str | Path) -> Path | None:
     if not missing.parent.is_dir():
         return None
     others = [name for name in os.listdir(missing.parent) if name != missing.name]  # itself may be a link to nothing
-    found = difflib.get_close_matches(missing.name, others, n=1)
-    if not found:
+    close = difflib.get_close_matches(missing.name, others, n=9)
+    stem = missing.name.partition(".")[0]  # names of one ending are alike by that alone
+    found = next((name for name in close if difflib.get_close_matches(stem, [name.partition(".")[0]])), None)
+    if found is None:
         return None
-    near = missing.parent / found[0]
+    near = missing.parent / found
     return meant if (meant := near / wanted.relative_to(missing)).exists() else near
 
 

@@ -132,7 +132,8 @@ def read_store(ids: list[str], uri: str | None, experiment: str | None, limit: i
     uri = uri or store_uri(TrackingConfig(), Path("runs"))
     shown = without_credentials(uri)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise UserError(f"uri={shown}: no such MLflow store; run ids and experiments are looked up there")
+        sought = ", ".join(ids) or f"experiment={experiment}"
+        raise UserError(f"uri={shown}: no such MLflow store, in which {sought} would be; a folder is named by its path")
     try:
         with one_retry():
             client = open_store(uri)

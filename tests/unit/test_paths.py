@@ -164,6 +164,10 @@ def test_a_typo_is_answered_with_the_nearest_name(here: Path):
     assert paths.nearest(here / "modles" / "vlm") == here / "models/vlm"
     (here / "models" / "vlm.old").symlink_to(here / "gone")
     assert paths.nearest(here / "models" / "vlm.old") == here / "models/vlm"  # not the link itself
+    for name in ("insp.yaml", "train.yaml"):
+        (here / name).touch()
+    assert paths.nearest(here / "trian.yml") == here / "train.yaml"
+    assert paths.nearest(here / "none.yaml") is None  # alike by its ending alone
     with pytest.raises(UserError, match=r"did you mean .*/models/vlm\?; and no model models/vml can be loaded from"):
         load_config("models/vml", None, False, "student.path")
 

@@ -333,6 +333,27 @@ def test_a_folder_that_is_not_there_is_no_run_id(tmp_path: Path) -> None:
         compare.read_runs([f"{tmp_path}/nowhere"], compare.CompareConfig())
 
 
+@pytest.mark.parametrize(
+    ("names", "settings", "message"),
+    [
+        ([], {}, r"^nothing to compare: name runs by folder or MLflow id, or give experiment="),
+        (["mine"], {"uri": "sqlite:///none.db"}, r"no such MLflow store, in which mine would be; a folder is named by"),
+        ([], {"uri": "sqlite:///none.db", "experiment": "x"}, r"no such MLflow store, in which experiment=x would be"),
+        ([], {"experiment": "x"}, r"^experiment=x: sqlite:///.* has Default$"),
+        (["mine"], {}, r"^uri=sqlite:///.*Run with id=mine not found"),
+    ],
+    ids=["nothing", "no store", "no store of an experiment", "no experiment", "no run"],
+)
+def test_what_is_in_no_store_is_told(
+    names: list[str], settings: dict[str, str], message: str, empty_store: Path, tmp_path: Path
+) -> None:
+    """With what was sought, and where; an experiment with those that there are."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    options = compare.CompareConfig.model_validate({"uri": f"sqlite:///{tmp_path}/mlflow.db"} | settings)
+    with pytest.raises(UserError, match=message):
+        compare.read_runs(names, options)
+
+
 def test_all_that_lies_in_a_folder_of_runs(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`runs/*` has MLflow's store and pages, too, which are left out; a sweep is told with where its runs are."""
     (tmp_path / "inspect").mkdir()
