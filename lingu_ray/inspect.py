@@ -83,8 +83,8 @@ def with_demo(config: Config, usage: str = USAGE) -> Config:
     config = filled(config)
     if not Path(str(config.student.path)).exists():
         raise UserError(
-            f"the demo's models and data are not in {root_of(config).parent} yet: python -m lingu_ray.train makes "
-            f"them. For data of your own name the settings file\nusage: {usage}"
+            f"the demo's models and data are not in {root_of(config).parent} yet: python -m lingu_ray.train, with the "
+            f"same settings, makes them. For data of your own name the settings file\nusage: {usage}"
         )
     return config
 

@@ -163,7 +163,7 @@ def test_a_source_without_records_is_named(my_yaml: str, tmp_path: Path, row: li
 
 def test_the_demo_is_made_by_training(tmp_path: Path) -> None:
     """Before its data exist the command says what makes them."""
-    with pytest.raises(UserError, match=r"python -m lingu_ray.train makes them"):
+    with pytest.raises(UserError, match=r"python -m lingu_ray.train, with the same settings, makes them"):
         main([f"output_dir={tmp_path}"])
 
 
