@@ -38,6 +38,7 @@ from lingu_ray.corpus.batch import MicroBatch, make_micro_batches
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import run_command
+from lingu_ray.passes import tokens_of_a_pass
 from lingu_ray.paths import ModelPath
 from lingu_ray.runtime.models.load import load_student, load_teacher
 from lingu_ray.runtime.training.distributed import clip_gradients, zero_gradients
@@ -112,7 +113,9 @@ class Comparison:
         return MicroBatches(config, self.student, None if way == "sft" else self.teacher, CPU)
 
     def _batches(self, samples: list[Sample]) -> list[MicroBatch]:
-        return make_micro_batches(samples, self.config.train.tokens_per_micro_batch, self.pad_id, packing=False)
+        return make_micro_batches(
+            samples, self.config.train.tokens_per_micro_batch, self.pad_id, False, tokens_of_a_pass(CPU)
+        )
 
     def _timings(self) -> dict[Way, Timing]:
         """Ratio of each way's step to the plain steps around it, round by round."""

@@ -38,6 +38,7 @@ from lingu_ray.distill.donation import EarlierTurns, Scope
 from lingu_ray.distill.step import DistillStep
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import run_command
+from lingu_ray.passes import tokens_of_a_pass
 from lingu_ray.paths import ModelPath
 from lingu_ray.runtime.models.load import load_student, load_teacher
 
@@ -87,7 +88,9 @@ def _measure(options: RoundingConfig, folder: Path) -> Iterator[Row]:
         autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
         for kind, donated, scope, earlier_turns in CASES:
             samples, pad_id = encoded[kind]
-            batches = make_micro_batches(samples, options.tokens_per_micro_batch, pad_id, packing=False)
+            batches = make_micro_batches(
+                samples, options.tokens_per_micro_batch, pad_id, False, tokens_of_a_pass(device)
+            )
             step = DistillStep(student, teacher, forward_kl, "shared_kv", scope, earlier_turns)
             terms = compute_terms(step, batches, autocast)
             kd = float(terms.kd_M.mean())

@@ -13,6 +13,7 @@ from lingu_ray.config import TrainConfig
 from lingu_ray.corpus.batch import MicroBatch, make_micro_batches
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.student import Student
+from lingu_ray.passes import PASS_TOKENS
 from lingu_ray.runtime.training.distributed import clip_gradients, sum_gradients, zero_gradients
 from lingu_ray.runtime.training.optimizer import make_optimizer, trained_parameters
 from lingu_ray.runtime.training.prepare import prepare
@@ -48,7 +49,7 @@ class TextTraining:
 def text_batches(lengths: Iterable[int], most: int, first: int = 0) -> list[MicroBatch]:
     """Micro-batches of at most `most` tokens, of padded texts of these lengths; `first`: position of the first."""
     samples = [_text(first + number, tokens) for number, tokens in enumerate(lengths)]
-    return make_micro_batches(samples, most, pad_id=0, packing=False)
+    return make_micro_batches(samples, most, 0, False, PASS_TOKENS)
 
 
 def _text(position: int, tokens: int) -> Sample:

@@ -22,7 +22,7 @@ def tokens_of_a_pass(device: torch.device) -> int:
     return PASS_TOKENS if device.type == "cpu" else GPU_PASS_TOKENS
 
 
-def cheapest_cut(lengths: Sequence[int], most: int, pass_tokens: int = PASS_TOKENS) -> list[slice]:
+def cheapest_cut(lengths: Sequence[int], most: int, pass_tokens: int) -> list[slice]:
     """Cut lengths, longest first, into groups that are padded to their longest: at most `most` tokens, or one alone.
 
     Of all ways to cut them it takes the cheapest: fewest padded tokens, plus `pass_tokens` a group.

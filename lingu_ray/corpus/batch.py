@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.corpus.image_tokens import PIXEL_MASK
-from lingu_ray.passes import PASS_TOKENS, cheapest_cut
+from lingu_ray.passes import cheapest_cut
 from lingu_ray.pinning import pinned
 
 
@@ -53,21 +53,19 @@ class MicroBatch:
 
 
 def make_micro_batches(
-    samples: list[Sample], token_budget: int, pad_id: int, packing: bool, pass_tokens: int = PASS_TOKENS
+    samples: list[Sample], token_budget: int, pad_id: int, packing: bool, pass_tokens: int
 ) -> list[MicroBatch]:
     """Make micro-batches of at most `token_budget` tokens each, padding included (arguments and errors as `cut`)."""
     groups = grouped(samples, token_budget, packing, pass_tokens)
     return [collate(group, pad_id, packing) for group in groups]
 
 
-def grouped(
-    samples: list[Sample], token_budget: int, packing: bool, pass_tokens: int = PASS_TOKENS
-) -> list[list[Sample]]:
+def grouped(samples: list[Sample], token_budget: int, packing: bool, pass_tokens: int) -> list[list[Sample]]:
     """The samples of each micro-batch (arguments and errors as `cut`)."""
     return pack(samples, token_budget) if packing else cut(samples, token_budget, pass_tokens)
 
 
-def cut(samples: list[Sample], token_budget: int, pass_tokens: int = PASS_TOKENS) -> list[list[Sample]]:
+def cut(samples: list[Sample], token_budget: int, pass_tokens: int) -> list[list[Sample]]:
     """Group samples for padding: at most `token_budget` padded tokens a group, longest first (ties: by position).
 
     The groups are those with the least cost (`passes.cheapest_cut`), so short samples do not share one with long ones.

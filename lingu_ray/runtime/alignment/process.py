@@ -30,6 +30,7 @@ from lingu_ray.distill.image_path import LowerBlocks, image_tokens, stand_in, to
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.transfer import send
 from lingu_ray.errors import UserError
+from lingu_ray.passes import tokens_of_a_pass
 from lingu_ray.runtime.alignment.steps import Judged, Part, Step, make_steps
 from lingu_ray.runtime.cluster.connect import encoding_threads
 from lingu_ray.runtime.cluster.linux import host_memory
@@ -214,7 +215,8 @@ class Alignment:
         if not samples:
             return step.parts
         budget = max(self.config.train.tokens_per_micro_batch, max(map(len, samples)))
-        batches = (collate(group, self.encoder.pad_id) for group in cut(samples, budget))
+        groups = cut(samples, budget, tokens_of_a_pass(self.device))
+        batches = (collate(group, self.encoder.pad_id) for group in groups)
         return [Part(model_inputs(batch), batch.positions) for batch in batches]
 
 

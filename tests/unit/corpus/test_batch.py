@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 from random import Random
 from time import process_time
 
@@ -25,6 +26,7 @@ def sample(length: int, position: int = 0, images: int = 0) -> Sample:
 
 PAD = 99
 BUDGET = 64
+PADDED = partial(cut, pass_tokens=PASS_TOKENS)
 
 
 @st.composite
@@ -57,7 +59,7 @@ def content(batches: list[MicroBatch]) -> dict[int, tuple]:
 @given(drawn_samples(), st.booleans())
 def test_micro_batches_hold_every_sample_once_and_keep_the_budget(samples: list[Sample], packing: bool):
     """Any samples, padded and packed: each comes once and unchanged, numbered in row-major order; padding is right."""
-    batches = make_micro_batches(samples, BUDGET, PAD, packing)
+    batches = make_micro_batches(samples, BUDGET, PAD, packing, PASS_TOKENS)
     assert content(batches) == {
         s.position: (
             s.input_ids_T.tolist(),
@@ -83,7 +85,7 @@ def test_micro_batches_hold_every_sample_once_and_keep_the_budget(samples: list[
 def test_groups_do_not_depend_on_the_order_of_samples(samples: list[Sample], random: Random):
     """Shuffled samples are cut and packed into the same groups, so they do not depend on which thread was first."""
     shuffled = random.sample(samples, len(samples))
-    for group in (cut, pack):
+    for group in (PADDED, pack):
         assert group(shuffled, BUDGET) == group(samples, BUDGET)
 
 
@@ -94,7 +96,7 @@ def test_pack_fills_the_budget(samples: list[Sample]):
     assert len(sizes) < 2 or sizes[0] + sizes[1] > BUDGET
 
 
-@pytest.mark.parametrize("group", [cut, pack])
+@pytest.mark.parametrize("group", [PADDED, pack], ids=["cut", "pack"])
 def test_a_sample_over_budget_is_refused(group):
     """A sample that fits no micro-batch is named."""
     with pytest.raises(ValueError, match=r"row 3 \(source s\) has 9 tokens"):
@@ -154,7 +156,7 @@ def test_cut_is_the_cheapest():
         price = lambda groups: sum(max(g) * len(g) + PASS_TOKENS for g in groups)  # noqa: E731
         cuts = [split(lengths, bars) for bars in itertools.product((False, True), repeat=7)]
         best = min(price(groups) for groups in cuts if all(max(g) * len(g) <= 900 for g in groups))
-        chosen = cut([sample(length, position) for position, length in enumerate(lengths)], 900)
+        chosen = PADDED([sample(length, position) for position, length in enumerate(lengths)], 900)
         assert price([[len(s) for s in group] for group in chosen]) == best
 
 
@@ -163,7 +165,7 @@ def test_thousands_of_samples_are_cut_at_once(budget: int):
     """A worker's rows of a large step, and the teacher's parts of one call: no second of the processor's."""
     lengths = [length for length in range(60, 0, -1) for _ in range(70)]
     begin = process_time()
-    groups = cheapest_cut(lengths, budget)
+    groups = cheapest_cut(lengths, budget, PASS_TOKENS)
     assert process_time() - begin < 1
     assert [length for group in groups for length in lengths[group]] == lengths
 

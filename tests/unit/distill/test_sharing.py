@@ -20,7 +20,7 @@ from lingu_ray.distill.head import output_head
 from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import Teacher
-from lingu_ray.passes import cheapest_cut
+from lingu_ray.passes import PASS_TOKENS, cheapest_cut
 
 LAYERS, KV_HEADS, HEAD_DIM = 3, 2, 32
 
@@ -324,6 +324,6 @@ def test_one_call_for_several_micro_batches(exact_pair, options):
 @pytest.mark.parametrize("groups", [3, 6])
 def test_long_rows_are_run_a_few_at_a_time(groups):
     """32 answers of 2048 tokens in rows of 8192: no mask has more than 2**27 elements, and each row comes once."""
-    parts = cheapest_cut([2048] * 32, CALL_ELEMENTS // groups // 8192)
+    parts = cheapest_cut([2048] * 32, CALL_ELEMENTS // groups // 8192, PASS_TOKENS)
     assert [row for part in parts for row in range(32)[part]] == list(range(32))
     assert max(part.stop - part.start for part in parts) * 2048 * 8192 * groups <= 2**27
