@@ -55,7 +55,7 @@ class SplitTask:
     image_folder: ImageFolder
     processor_dir: str
     max_length: int
-    trust_remote_code: bool = False
+    trust_remote_code: bool
 
     def tables(self) -> Iterator[pa.Table]:
         """Rows and rejects of `NORMALIZED`, a block at a time."""
@@ -132,7 +132,7 @@ def _storable(text: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def load_encoder(processor_dir: str, max_length: int, trust_remote_code: bool = False) -> Encoder:
+def load_encoder(processor_dir: str, max_length: int, trust_remote_code: bool) -> Encoder:
     """The encoder of a saved processor, in a folder or at a location, loaded and checked once per process.
 
     Raises:

@@ -45,7 +45,8 @@ def table_of(
     source = SourceConfig(name="s", format=format, path=str(path), **settings or {})
     monkeypatch.setattr(normalize, "load_encoder", lambda *_: encoder)
     tasks = [
-        SplitTask(i, split, source, ImageFolder(folder), "unused", 256) for i, split in enumerate(split_source(source))
+        SplitTask(i, split, source, ImageFolder(folder), "unused", 256, False)
+        for i, split in enumerate(split_source(source))
     ]
     return pa.concat_tables(table for task in tasks for table in task.tables())
 

@@ -61,7 +61,7 @@ def test_counts_and_shares_are_those_of_the_build(my_data: Path, weights: tuple[
 def test_lengths_are_those_of_the_samples(my_data: Path) -> None:
     """Tokens and supervised ones of every row are those of its sample, though its images are not processed."""
     config = preview_config(my_data)
-    encoder = load_encoder(str(my_data / "student"), config.corpus.max_length)
+    encoder = load_encoder(str(my_data / "student"), config.corpus.max_length, False)
     for source in config.corpus.sources:
         [preview] = read_sources(config, [source], InspectConfig(read=None))
         tasks = split_tasks(config, (source,), [split_source(source)], my_data / "student")
