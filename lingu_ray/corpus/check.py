@@ -76,9 +76,9 @@ def check_messages(messages: Messages) -> None:
     expected = ["user", "assistant"] * (len(roles) // 2)
     if not roles or roles != expected:
         raise BadRecord("bad_turns", f"user and assistant must take turns and the assistant be last: {roles[:8]}")
-    for message in messages:
+    for number, message in enumerate(messages):
         if _INVISIBLE.fullmatch(message["content"]) and message["role"] == "assistant":
-            raise BadRecord("empty_answer", f"no answer to {turns[0]['content'][:120]!r}")
+            raise BadRecord("empty_answer", f"no answer to {messages[number - 1]['content'][:120]!r}")
         if _INVISIBLE.fullmatch(message["content"]):
             raise BadRecord("empty_message", f"a message of the {message['role']} is empty")
     for message in messages:

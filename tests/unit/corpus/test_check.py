@@ -31,6 +31,13 @@ def test_a_long_answer_is_marked_as_truncated(checker, tmp_path):
     assert checker.check(RawRow(said("?", "word " * 100), []), ImageFolder(tmp_path))["truncated"]
 
 
+@pytest.mark.parametrize("before", [[], said("First?", "Yes."), [{"role": "system", "content": "Be brief."}]])
+def test_an_empty_answer_is_told_by_its_own_question(checker, before, tmp_path):
+    """Not by the first one of the conversation, which has an answer."""
+    with pytest.raises(BadRecord, match=r"no answer to 'And now\?'"):
+        checker.check(RawRow([*before, *said("And now?", " ")], []), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("messages", "images", "reason"),
     [
