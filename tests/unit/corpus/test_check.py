@@ -133,7 +133,8 @@ def test_what_is_fine_is_not_refused(checker, tmp_path, messages, images):
 
 
 def test_the_students_own_image_token_in_a_text():
-    """Where the student's image token is not the placeholder, text that holds it would ask for an image."""
+    """Where the student's image token is not the placeholder, text that holds it would ask for an image: any text."""
     check_placeholders(said("<image>?", "Yes."), 1, "<|image_pad|>")
-    with pytest.raises(BadRecord, match="image_pad"):
-        check_placeholders(said("<image> and <|image_pad|>?", "Yes."), 1, "<|image_pad|>")
+    for turns in (said("<image> and <|image_pad|>?", "Yes."), said("<image>?", "<|image_pad|>")):
+        with pytest.raises(BadRecord, match=r"the text holds <\|image_pad\|>, for which the student expects an image"):
+            check_placeholders(turns, 1, "<|image_pad|>")
