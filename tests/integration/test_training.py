@@ -248,11 +248,20 @@ def test_what_the_user_has_to_mend_is_not_tried_again(ray_cluster, data, output)
     """A worker's `UserError` ends the run at once, as that error, though failures are retried; then the run is free."""
     hopeless = config(data, output, name="hopeless", train={"learning_rates": {"decoder": 1e30}, "checkpoint_every": 8})
     before = workers_started()
-    with pytest.raises(UserError, match=r"step 5: .* gradient is not finite, as in 3 .* Lower train\.learning_rates"):
+    with pytest.raises(UserError, match=r"step 5: .* not finite; .* before: 3 .* use train\.precision=fp32$"):
         trainer.run(hopeless)
     assert workers_started() == before + 1
     mended = config(data, output, name="hopeless", train={"steps": 2})
     assert (trainer.run(mended) / "model.safetensors").exists()
+
+
+def test_a_run_with_checkpoints_is_mended_under_another_name(ray_cluster, data, output):
+    """Where the first steps were good: other learning rates are refused then, and the error says so itself."""
+    rates = {"learning_rates": {"decoder": 1e30}, "checkpoint_every": 1, "max_bad_steps": 1, "keep_last": 1}
+    with pytest.raises(UserError, match=r"train\.precision=fp32, under another name=…, for this run has checkpoints"):
+        trainer.run(config(data, output, name="begun", train=rates))
+    with pytest.raises(UserError, match="was started with other settings"):
+        trainer.run(config(data, output, name="begun"))
 
 
 def test_a_finished_training_survives_a_failed_export(ray_cluster, data, output):

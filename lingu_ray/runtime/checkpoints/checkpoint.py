@@ -61,7 +61,8 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     if free < needed:
         raise UserError(
             f"no disk space for {what}: {needed / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free in {folder}. "
-            "Free some, lower train.keep_last, or set output_dir (of a bucket: LINGU_RAY_CACHE) to another disk."
+            "Free some, lower train.keep_last, or set output_dir (of a bucket: LINGU_RAY_CACHE) to another disk, and "
+            "move there what the run has"
         )
 
 

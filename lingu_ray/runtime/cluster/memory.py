@@ -12,8 +12,8 @@ import torch
 from lingu_ray.errors import UserError, causes, first_line, full_gpu, user_error
 
 FOR_TRAINING = (
-    "lower train.tokens_per_micro_batch, set train.gradient_checkpointing=true or train.precision=bf16, or give the "
-    "teacher a GPU of its own (ray.gpus_per_worker=2)"
+    "lower train.tokens_per_micro_batch, set train.gradient_checkpointing=true, give the teacher a GPU of its own "
+    "(ray.gpus_per_worker=2), or, before the first checkpoint, set train.precision=bf16"
 )
 """What helps a worker and its teacher."""
 

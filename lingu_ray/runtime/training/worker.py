@@ -272,11 +272,12 @@ class Worker:
             self._save(CheckpointState(step, None, self.bad_steps), wait=True)
         positions = self.corpus.positions(step, self.config.train.rows_per_step)
         sources = sorted({row.source for row in self.corpus.rows(positions)})
+        elsewhere = ", under another name=…, for this run has checkpoints" if self.saved_step else ""
         raise UserError(
-            f"step {step + 1}: its loss or gradient is not finite, as in {self.bad_steps} steps before it, which were "
-            f"skipped (train.max_bad_steps). It reads rows {positions[0]} to {positions[-1]} of {self.corpus.folder}, "
-            f"of source {', '.join(sources)}. Lower train.learning_rates or distill.w_kd, use train.precision=fp32, or "
-            "raise train.max_bad_steps"
+            f"step {step + 1}: its loss or gradient is not finite; steps skipped for that before: {self.bad_steps} "
+            f"(train.max_bad_steps). It reads rows {positions[0]} to {positions[-1]} of {self.corpus.folder}, of "
+            f"source {', '.join(sources)}. Raise train.max_bad_steps; or lower train.learning_rates or distill.w_kd, "
+            f"or use train.precision=fp32{elsewhere}"
         )
 
     def _validate_and_sample(self, step: int, pool: ThreadPoolExecutor, last: bool) -> float | None:
