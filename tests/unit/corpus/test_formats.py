@@ -804,6 +804,7 @@ def test_a_part_that_is_flagged_otherwise_than_its_answer(flag):
         return [message.get("supervised", True) for message in raw_row.messages]
 
     assert targets([masked, plain], [plain, said]) == [True, True]
+    assert targets("A?", ["a", plain]) == [True, True]  # a bare text has no flags
     assert targets("A?", [masked, plain], **{flag: off}) == [True, False]
     for answer, of_turn in (
         ([masked, plain], {}),
