@@ -66,6 +66,9 @@ class ExportConfig(Section):
     step: PositiveInt | Literal["last", "best"] = Field(
         "last", description="which checkpoint: after so many steps, the newest, or the best by validation cross-entropy"
     )
+    trust_remote_code: bool = Field(
+        False, description="run model code that comes with the run's student, as the training did"
+    )
 
 
 HELP = Help("python -m lingu_ray.export RUN [OUT] [step=N|best|last]", __doc__, ExportConfig)
@@ -87,19 +90,28 @@ def main(arguments: list[str]) -> None:
     if not 1 <= len(names) <= 2:
         raise UserError(f"name a run, and at most one folder to write\nusage: {HELP.usage}")
     run, *out = map(output_folder, names)
-    where = export(run, config.step, out[0] if out else None)
+    where = export(run, config.step, out[0] if out else None, config.trust_remote_code)
     print(f"wrote {shell_word(where)}")
 
 
-def export(run: Path | str, step: int | str = "last", out: Path | str | None = None) -> Path | str:
+def export(
+    run: Path | str, step: int | str = "last", out: Path | str | None = None, trust_remote_code: bool = False
+) -> Path | str:
     """Export the checkpoint of a run's folder or location, whole or not at all; returns where it is.
 
+    `trust_remote_code`: whether code of the student is run that the run's settings trust.
+
     Raises:
-        UserError: no run there, or one of another version; no such checkpoint; `out` exists; the run's model cannot be
-            loaded; what was written is not the model.
+        UserError: no run there, or one of another version; no such checkpoint; code that is not trusted; `out` exists;
+            the run's model cannot be loaded; what was written is not the model.
     """
     with _opened(run) as folder:
         saved = _find(run, folder, step)
+        if saved.config.student.trust_remote_code and not trust_remote_code:  # the run may be of somebody else
+            raise UserError(
+                f"{run}: its settings have code run that comes with its student (student.trust_remote_code): add "
+                "trust_remote_code=true if you trust whoever wrote it"
+            )
         place = storage.below(run, f"export-step-{saved.state.step}") if out is None else out
         _require_new(place, folder)
         if isinstance(place, Path):

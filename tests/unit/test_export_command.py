@@ -132,6 +132,36 @@ def test_any_checkpoint_that_is_kept(pair: Path, tmp_path: Path, capsys: pytest.
         export.export(run.run_dir, 6)
 
 
+def test_code_of_a_run_is_run_where_the_command_says_so(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's settings alone, which somebody else may have written, have none run."""
+    run, _ = stopped(pair, tmp_path / "runs")
+    folder, ran = RunFolder(run.run_dir), tmp_path / "ran"
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    code = f"""
+from pathlib import Path
+from transformers import Idefics3Processor
+
+Path({str(ran)!r}).touch()
+
+
+class Own(Idefics3Processor):
+    pass
+"""
+    (folder.initial_model / "own.py").write_text(code)
+    path = folder.initial_model / "processor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoProcessor": "own.Own"}}))
+    trusted = run.student.model_copy(update={"trust_remote_code": True})
+    write_text(folder.config, to_yaml(run.model_copy(update={"student": trusted})))
+    with pytest.raises(UserError, match=r"code .* comes with its student .*: add trust_remote_code=true if you trust"):
+        export.main([str(run.run_dir)])
+    assert not ran.exists()
+    export.main([str(run.run_dir), "trust_remote_code=true"])
+    assert ran.exists() and (run.run_dir / "export-step-6" / "config.json").exists()
+
+
 @pytest.mark.parametrize("left", [True, False])
 def test_a_run_without_its_processor(pair: Path, tmp_path: Path, left: bool) -> None:
     """As of a copy that has checkpoints and settings alone: it is told what is missing, and what writes it."""
