@@ -169,8 +169,11 @@ def _from_run(client: mlflow.MlflowClient, run: Any) -> Compared:
 
 
 def _versions(environment: dict[str, str]) -> dict[str, str]:
-    """What a run was made by, of all that is known of its environment: it may be what makes two runs differ."""
-    names = (f"environment.{name}" for name in ("lingu_ray", "git.commit", "git.dirty", "torch", "transformers"))
+    """What a run was made by, of all that is known of its environment: it may be what makes two runs differ.
+
+    Commits that leave the package as it is do not.
+    """
+    names = (f"environment.{name}" for name in ("lingu_ray", "git.tree", "git.dirty", "torch", "transformers"))
     return {name: environment[name] for name in names if name in environment}
 
 

@@ -68,16 +68,18 @@ def with_earlier(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
 
 
 def git_state(package: Path) -> dict[str, str]:
-    """`git.commit` and `git.dirty` ("true" with changes to tracked files) of the checkout that `package` belongs to.
+    """`git.commit` of the checkout that `package` belongs to; of the package alone `git.tree`, which names its content
+    at that commit, and `git.dirty` ("true" with changes to its tracked files).
 
     Empty where there is none, git is missing, or the checkout around an installed package does not track it. Remotes
     are not looked at: their addresses may hold credentials.
     """
     commit = _git(package, "rev-parse", "HEAD") if _git(package, "ls-files", "__init__.py") else None
-    if commit is None:
+    tree = _git(package, "rev-parse", "HEAD:./")
+    if commit is None or tree is None:
         return {}
-    changed = _git(package, "status", "--porcelain", "--untracked-files=no")
-    return {"git.commit": commit, "git.dirty": "true" if changed else "false"}
+    changed = _git(package, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    return {"git.commit": commit, "git.tree": tree, "git.dirty": "true" if changed else "false"}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -64,10 +64,25 @@ def test_what_changed_on_resume_is_listed() -> None:
     }
 
 
+def test_commits_that_leave_the_package_as_it_is(checkout: Path) -> None:
+    """The tree stays, as of recipes and notes that are kept beside it; it is another one once the package changes."""
+    first = git_state(checkout)
+    (checkout.parent / "recipe.yaml").touch()
+    git(checkout.parent, "add", "recipe.yaml")
+    assert git_state(checkout) == first
+    git(checkout.parent, "commit", "-q", "-m", "second")
+    second = git_state(checkout)
+    assert second["git.commit"] != first["git.commit"] and second["git.tree"] == first["git.tree"]
+    (checkout / "__init__.py").write_text("changed = True")
+    git(checkout.parent, "commit", "-q", "-a", "-m", "third")
+    assert git_state(checkout)["git.tree"] != first["git.tree"]
+
+
 def test_commit_of_the_source(checkout: Path) -> None:
-    """The commit, and whether tracked files differ from it; new files beside them do not count."""
+    """The commit, and whether the package's tracked files differ from it; new files beside them do not count."""
     clean = git_state(checkout)
-    assert clean == {"git.commit": git(checkout, "rev-parse", "HEAD").strip(), "git.dirty": "false"}
+    tree = git(checkout, "rev-parse", "HEAD:package").strip()
+    assert clean == {"git.commit": git(checkout, "rev-parse", "HEAD").strip(), "git.tree": tree, "git.dirty": "false"}
     (checkout.parent / "notes.txt").touch()
     assert git_state(checkout) == clean
     (checkout / "__init__.py").write_text("changed = True")

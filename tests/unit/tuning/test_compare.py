@@ -226,12 +226,14 @@ def test_runs_without_a_model_take_no_place(run: RunFolder, tmp_path: Path) -> N
 
 
 def test_versions_that_differ_are_told(run: RunFolder, tmp_path: Path) -> None:
-    """Of runs of one setting that another PyTorch made, by folder and by MLflow; not the machine's memory."""
+    """Of runs of one setting that another PyTorch made, by folder and by MLflow; not the machine's memory, nor commits
+    that leave the package as it is."""
     config = load_config(["demo", f"output_dir={tmp_path}", "tracking.system_metrics=false"])
     control = RunFolder(run.root / "controls" / "plain_ce")
     shutil.copy(run.config, control.config)
     for folder, torch in ((run, "2.12.0"), (control, "2.13.0")):
-        made = {"lingu_ray": "0.1.0", "git.commit": "3f2a", "torch": torch, "memory": f"{torch} GiB"}
+        made = {"lingu_ray": "0.1.0", "torch": torch, "memory": f"{torch} GiB"}
+        made |= {"git.commit": f"commit with {torch}", "git.tree": "3f2a", "git.dirty": "false"}
         folder.environment.write_text(json.dumps(made))
         with Tracker(config, folder) as tracked:
             tracked.log_environment(made)
