@@ -20,6 +20,7 @@ CURVES = {
     "validation_ce": "Validation cross-entropy",
 }
 SIZE = (4.2, 3.6)  # inches of a panel
+APART = 20  # one run's highest value over another's, from which the axis is logarithmic, as of one that diverged
 STYLES = ("-", "--", ":")  # changed when the colors begin again
 
 Curves = dict[str, tuple[list[int], list[float]]]
@@ -53,6 +54,10 @@ def _draw_curve(axis: Axes, runs: list[tuple[str, Curves]], name: str) -> None:
             steps, values = curves[name]
             marker = "o" if name == "validation_ce" else None
             axis.plot(steps, smooth(np.array(values)), marker=marker, ms=3, lw=1.5, **_style(index))
+    highest = [max(curves[name][1]) for _, curves in runs if name in curves]
+    if max(highest) > APART * min(highest) > 0:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")  # the scale's own is mathematics, which labels are not read as
     axis.set_title(CURVES[name], loc="left")
     axis.set(xlabel="optimizer step", ylabel="nats per token")
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))

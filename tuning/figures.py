@@ -30,7 +30,7 @@ class Figure:
 
 def sweep_figures(settings: list[Setting], space: Space, trials: Path) -> list[Figure]:
     """The figures that this sweep has enough for."""
-    bars = "Bars: standard deviation over seeds, of one seed the 95% interval over items."
+    bars = "Bars: standard deviation over seeds, of one seed the 95% interval over items. An arrow: further out."
     hint = "Permutation importance in a random forest fitted to the trials: a hint."
     figures = [
         Figure("pareto", "Recovery and retention", pareto(settings, space), True, bars),

@@ -10,7 +10,7 @@ from matplotlib.ticker import PercentFormatter
 
 from lingu_ray.report.plots import Panel
 from lingu_ray.report.svg import SOFT
-from tuning.results import Setting, Stat, keeps_vision, pareto_front
+from tuning.results import Setting, Stat, keeps_vision, least_shown, pareto_front
 from tuning.space import Space
 
 GOOD, POOR, FRONT = "#009E73", "#999999", "#D55E00"
@@ -29,16 +29,21 @@ def pareto(settings: list[Setting], space: Space) -> list[Panel]:
 
 def _draw_pareto(axis: Axes, title: str, ranked: list[tuple[int, Setting]], space: Space) -> None:
     offset: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
-    front = [_point(setting) for setting in pareto_front([setting for _, setting in ranked])]
+    lowest = tuple(map(least_shown, zip(*(_point(setting) for _, setting in ranked), strict=True)))
+    front = [_shown(setting, lowest) for setting in pareto_front([setting for _, setting in ranked])]
     axis.plot(*zip(*sorted(front), strict=True), "-", color=FRONT, lw=1, zorder=0)
     for line, (rank, setting) in enumerate(ranked):
-        recovery, retention = setting.stat("recovery"), setting.stat("retention")
-        assert recovery is not None and retention is not None
+        point, shown = _point(setting), _shown(setting, lowest)
         color = GOOD if keeps_vision(setting, space) else POOR
-        bars = {"xerr": _bar(recovery), "yerr": _bar(retention), "ecolor": SOFT, "elinewidth": 1}
-        axis.errorbar(recovery.mean, retention.mean, fmt="o", color=color, markersize=6, **bars)
+        if point == shown:
+            recovery, retention = setting.stat("recovery"), setting.stat("retention")
+            assert recovery is not None and retention is not None
+            bars = {"xerr": _bar(recovery), "yerr": _bar(retention), "ecolor": SOFT, "elinewidth": 1}
+            axis.errorbar(*point, fmt="o", color=color, markersize=6, **bars)
+        else:  # further to the left, or further down
+            axis.plot(*shown, "<" if point[0] < shown[0] else "v", color=color, markersize=8)
         if line < NAMED:  # a number at the point, and beside the diagram what it stands for
-            axis.annotate(f"{rank}", _point(setting), (5, 4), **offset)
+            axis.annotate(f"{rank}", shown, (5, 4), **offset)
             axis.text(
                 1.03, 1 - 0.065 * line, f"{rank}  {_label(setting)}", transform=axis.transAxes, va="top", fontsize=8
             )
@@ -62,6 +67,12 @@ def _bar(stat: Stat) -> Any:
 
 def _label(setting: Setting) -> str:
     return setting.label or "base"
+
+
+def _shown(setting: Setting, lowest: tuple[float, ...]) -> tuple[float, float]:
+    """Where a setting is drawn: at the edge, where it lies beyond (`least_shown`)."""
+    recovery, retention = _point(setting)
+    return max(recovery, lowest[0]), max(retention, lowest[1])
 
 
 def _point(setting: Setting) -> tuple[float, float]:

@@ -15,6 +15,9 @@ from lingu_ray.config.command_line import to_yaml
 from tuning.outcome import Outcome, all_failed, failures
 from tuning.space import Space, Values, configure
 
+_LEAST_SPAN = 0.05
+"""How far below the median figures reach at least, whatever the best one is."""
+
 
 @dataclass(frozen=True)
 class Stat:
@@ -190,6 +193,16 @@ def pareto_front(settings: list[Setting]) -> list[Setting]:
         if not any(other >= a and kept >= b and (other, kept) != (a, b) for _, other, kept in measured)
     ]
     return [s for s, _ in sorted(front, key=lambda pair: pair[1])]
+
+
+def least_shown(values: Iterable[float]) -> float:
+    """The value from which figures show an objective: three times as far below the median as the best one is above it.
+
+    What lies further down, as of a trial that diverged, is drawn there: on its scale the others would look alike.
+    """
+    known = list(values)
+    middle = statistics.median(known)
+    return middle - max(3 * (max(known) - middle), _LEAST_SPAN)
 
 
 def best_of(settings: list[Setting], space: Space) -> Setting | None:

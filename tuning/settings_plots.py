@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, PercentFormatter
 
 from lingu_ray.report.plots import Panel
 from lingu_ray.report.svg import SOFT
-from tuning.results import Setting, brief, short_names
+from tuning.results import Setting, brief, least_shown, short_names
 from tuning.space import CASE, Space
 
 HEAT = ("distill.temperature", "distill.w_kd")
@@ -52,7 +52,10 @@ def _draw_heat(axis: Axes, title: str, names: tuple[str, str, str], x: Any, y: A
                 side.set_major_formatter("{x:g}")  # the scale's own is mathematics, which labels are not read as
     axis.grid(False)
     axis.set(xlabel=names[0], ylabel=names[1])
-    axis.figure.colorbar(image, ax=axis, format=PercentFormatter(1), label=names[2])
+    lowest = least_shown(z)
+    image.set_clim(vmin=max(lowest, z.min()))
+    below = "min" if z.min() < lowest else "neither"
+    axis.figure.colorbar(image, ax=axis, format=PercentFormatter(1), label=names[2], extend=below)
     axis.set_title(title, loc="left")
 
 
@@ -85,7 +88,8 @@ def parallel_coordinates(settings: list[Setting], space: Space) -> list[Panel]:
 
 
 def _draw_parallel(axis: Axes, title: str, names: list[str], scales: list[Scale], z: np.ndarray) -> None:
-    shade = Normalize(z.min(), z.max())
+    lowest = max(least_shown(z), z.min())
+    shade = Normalize(lowest, z.max(), clip=True)
     for index in np.argsort(z):
         heights = [scale.heights[index] for scale in scales] + [shade(z[index])]
         axis.plot(range(len(names)), heights, color=SHADES(shade(z[index])), linewidth=1.6, alpha=0.85)
@@ -94,7 +98,8 @@ def _draw_parallel(axis: Axes, title: str, names: list[str], scales: list[Scale]
             axis.annotate(text, (place, height), (-4, 0), ha="right", **OFFSET)
     last = len(names) - 1
     for height in (0.0, 0.5, 1.0):
-        text = f"{z.min() + height * (z.max() - z.min()):.0%}"
+        below = "≤ " if not height and z.min() < lowest else ""
+        text = f"{below}{lowest + height * (z.max() - lowest):.0%}"
         axis.annotate(text, (last, height), (5, 0), va="center", **OFFSET)
     for place in range(len(names)):
         axis.axvline(place, color=SOFT, linewidth=1)
@@ -138,6 +143,7 @@ def importance(settings: list[Setting], space: Space) -> list[Panel]:
         return []
     columns = [_scale([_value(s, key) for s, _ in trials]).heights for key in keys]
     features, target = np.array(columns).T, np.array([getattr(t, objective) for _, t in trials])
+    target = np.maximum(target, least_shown(target))
     forest = RandomForestRegressor(300, min_samples_leaf=2, random_state=0).fit(features, target)
     found: Any = permutation_importance(forest, features, target, n_repeats=20, random_state=0)
     order = np.argsort(found.importances_mean)

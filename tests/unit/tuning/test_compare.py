@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from lingu_ray.config.command_line import load_config, to_yaml
 from lingu_ray.config.flat import flat
@@ -417,6 +418,18 @@ def test_curves_of_close_values_are_read() -> None:
     step, *values = re.findall(r">([+\d.]+)</text>", panel.svg())
     assert step == "6" and values and all(value.startswith("6.968") for value in values)
     assert legend.size[1] < panel.size[1] / 2
+
+
+def test_a_run_that_diverged_leaves_the_others_their_curves() -> None:
+    """On an axis of powers; where all are of one size, on a plain one."""
+    curves = {name: {"loss": ([1, 2], [3.0, last])} for name, last in {"good": 2.0, "better": 1.9, "lost": 1e6}.items()}
+    scales = []
+    for names in (("good", "better"), ("good", "better", "lost")):
+        panel, _ = curve_panels([(name, curves[name]) for name in names])
+        axis = Figure(panel.size).subplots()
+        panel.draw(axis)
+        scales.append(axis.get_yscale())
+    assert scales == ["linear", "log"] and "$" not in panel.svg()
 
 
 @pytest.mark.timeout(100)  # MLflow asks for minutes of itself

@@ -25,7 +25,7 @@ from tuning.results import (
     why_no_best,
     write_table,
 )
-from tuning.settings_plots import heat_map, searched_keys
+from tuning.settings_plots import heat_map, parallel_coordinates, searched_keys
 from tuning.space import Space
 
 SPACE = Space.model_validate({"name": "s", "base": "demo", "search": {"distill.w_kd": {"grid": [1, 2, 3, 4]}}})
@@ -204,6 +204,25 @@ def test_a_mean_without_a_value_is_not_in_the_headline():
     assert headline(settings_of([outcome(1, 0.9)], SPACE), SPACE)[1] == "w_kd=1 brings back 90.0% of the lost language"
     seeing = SPACE.model_copy(update={"objectives": ("retention",)})
     assert headline(settings_of([outcome(1, None, 1.0)], seeing), seeing)[1] == "w_kd=1 keeps 100.0% of vision"
+
+
+def test_a_trial_that_diverged_leaves_the_others_their_scale():
+    """Figures of what others bring back have the scale of these; of the diverged one they say that it lies beyond."""
+    tried = [
+        replace(outcome(i, 0.5 + i / 100, 1 - i / 1000), values={"distill.w_kd": i, "distill.temperature": 1 + i % 2})
+        for i in range(6)
+    ]
+    lost = replace(outcome(9, -350.0, 0.01), values={"distill.w_kd": 9, "distill.temperature": 1})
+    settings = settings_of([*tried, lost], SPACE)
+    axes = []
+    for (panel,) in (f(settings, SPACE) for f in (pareto, heat_map, parallel_coordinates)):
+        axes.append(Figure(panel.size).subplots())
+        panel.draw(axes[-1])
+    front, heat, lines = axes
+    assert front.get_xlim()[0] > 0.4 and front.get_ylim()[0] > 0.9
+    assert "<" in [line.get_marker() for line in front.get_lines()]
+    assert heat.images[0].norm.vmin > 0.4
+    assert next(text.get_text() for text in lines.texts if "%" in text.get_text()).startswith("≤ 4")
 
 
 def test_axes_over_decades_have_plain_numbers():
