@@ -30,6 +30,7 @@ def check(space: Space, base: Config) -> None:
             "folder on storage that all nodes share, or leave pbt out"
         )
     _check_one_origin(space, base)
+    _check_cases_differ(space, base)
     corners, draws = list[Tried](), list[Tried]()
     for values in corner_values(space):
         config = configure(base, values, space.name)
@@ -79,6 +80,17 @@ def _check_one_origin(space: Space, base: Config) -> None:
             if key[: len(another)] == another[: len(key)]:
                 twice = one if one == other else f"{one} and {other}"
                 raise UserError(f"{space.name}: {twice}: set twice; keep one, under `search` or in `cases`")
+
+
+def _check_cases_differ(space: Space, base: Config) -> None:
+    """Refuse two cases of which every trial would have the same settings."""
+    configured = {name: configure(base, case, space.name) for name, case in space.cases.items()}
+    for one, other in itertools.combinations(configured, 2):
+        if configured[one] == configured[other]:
+            raise UserError(
+                f"{space.name}: cases: {one} and {other} are the same settings, and would run alike: leave one out; "
+                "`seeds` repeats under other seeds"
+            )
 
 
 def _draws(space: Space, base: Config) -> Iterator[Values]:

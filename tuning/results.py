@@ -168,19 +168,19 @@ def rank(setting: Setting, space: Space) -> tuple[Any, ...]:
     """Sort key: settings that keep vision by the objective, then the others by retention.
 
     By validation come those without the objective: measured ones that keep vision, other measured ones, the unmeasured.
-    Both with and without it, settings that lack no seed come before those that do.
+    Both with and without it, settings that lack no seed come before those that do. Among equal ones, as few items give,
+    the other mean decides, then validation.
     """
-    objective, good = setting.stat(space.objectives[0]), keeps_vision(setting, space)
-    incomplete = not is_complete(setting, space)
+    objective, retention = setting.stat(space.objectives[0]), setting.stat("retention")
+    incomplete, good = not is_complete(setting, space), keeps_vision(setting, space)
+    stat = setting.stat("validation_ce")
+    validation = stat.mean if stat else math.inf
     if objective is None:
-        validation = setting.stat("validation_ce")
         group = 2 if not setting.measured else 0 if good else 1
-        return (1, incomplete, group, validation.mean if validation else float("inf"))
-    if good:
-        return (0, incomplete, 0, -objective.mean)
-    retention = setting.stat("retention")
-    assert retention is not None
-    return (0, incomplete, 1, -retention.mean)
+        return (1, incomplete, group, validation)
+    recovery = setting.stat("recovery")
+    means = [-stat.mean if stat else math.inf for stat in (objective if good else retention, recovery, retention)]
+    return (0, incomplete, 0 if good else 1, *means, validation)
 
 
 def pareto_front(settings: list[Setting]) -> list[Setting]:

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from lingu_ray import commands
 from lingu_ray.config import Config, Section
-from lingu_ray.config.base import FolderName
+from lingu_ray.config.base import FolderName, duplicates
 from lingu_ray.config.command_line import read_named
 from lingu_ray.config.facts import SEARCHABLE
 from lingu_ray.config.settings import Settings, changed
@@ -155,6 +155,8 @@ class Space(Section):
                 )
         if self.algorithm == "optuna" and (self.seeds > 1 or any(d.grid for d in self.search.values())):
             raise ValueError("optuna draws its own points: use `choice` in place of `grid`, and seeds: 1")
+        if twice := duplicates([*self.objectives]):
+            raise ValueError(f"objectives: {twice[0]} is there twice; keep one")
         if len(self.objectives) > 1 and self.algorithm != "optuna":
             raise ValueError("two objectives need `algorithm: optuna`; a random search shows its Pareto front anyway")
         if self.pbt is not None:

@@ -61,6 +61,15 @@ def test_ranking_puts_what_keeps_vision_first():
     assert order == [3, 1, 4, 2, 9, 8, 6, 5, 7]
 
 
+def test_what_the_objective_does_not_tell_apart():
+    """Equal ones are ranked by the other mean, then by validation, and not by name."""
+    of_two = [outcome(1, 0.5, 0.99, validation_ce=1.0), outcome(2, 0.5, 1.0, validation_ce=2.0)]
+    best = outcome(3, 0.5, 1.0, validation_ce=1.5)
+    kept_less = [outcome(4, 0.1, 0.9), outcome(5, 0.2, 0.9)]
+    order = [setting.values["distill.w_kd"] for setting in settings_of([*of_two, best, *kept_less], SPACE)]
+    assert order == [3, 2, 1, 5, 4]
+
+
 def test_labels_are_short():
     """A setting in words: last part of the key, three digits, schedules as their values."""
     values = {"train.learning_rates.decoder": 0.000443211, "distill.w_kd": [[0, 2], [0.5, 0.25]], "distill.top_k": None}

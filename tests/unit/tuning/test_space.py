@@ -77,6 +77,7 @@ def test_sizes():
         ({"algorithm": "optuna"}, "use `choice` in place of `grid`"),
         ({"search": {"distill.w_kd": {"choice": [1]}}, "algorithm": "optuna", "seeds": 2}, "seeds: 1"),
         ({"objectives": ["recovery", "retention"]}, "need `algorithm: optuna`"),
+        ({"objectives": ["recovery", "recovery"]}, "objectives: recovery is there twice; keep one"),
         ({"pbt": {"interval": 5}}, "in place of grid"),
         ({"pbt": {"interval": 5}, "search": {"distill.w_kd": {"choice": [1, 2]}}, "trials": 1}, "2 trials or more"),
         ({"trials": 4, "seeds": 2}, "each of the 4 settings would run 4 times alike; leave `trials` out"),
@@ -147,6 +148,10 @@ def write(tmp_path, **keys):
             r"image_size \d+ must be a multiple of .*, as a draw from search: list what fits by `choice`",
         ),
         ({"search": {W_KD: {"grid": [1]}}, "cases": {"a": {W_KD: 3}}}, "distill.w_kd: set twice"),
+        (
+            {"settings": {W_KD: 4}, "cases": {"a": {W_KD: 1}, "b": {}, "c": {W_KD: 4.0}}},
+            "cases: b and c are the same settings, and would run alike",
+        ),
         (
             {"search": {W_KD: {"grid": [1]}}, "cases": {"a": {f"{W_KD}.start": 3}}},
             f"{W_KD} and {W_KD}.start: set twice",
@@ -272,11 +277,14 @@ def test_controls_are_refused_or_said_to_be_left_out(tmp_path, base, caplog):
     assert said.startswith("controls: none is trained beside the trials")
 
 
+TWO = {"a": {}, "b": {"distill.policy": "all"}}
+
+
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
         ({"search": {"distill.w_kd": {"choice": [1, 2, 2]}}}, "16 draws, of which 2 at most differ"),
-        ({"search": {"distill.w_kd": {"choice": [1, 2]}}, "algorithm": "optuna", "cases": {"a": {}, "b": {}}}, "4 at"),
+        ({"search": {"distill.w_kd": {"choice": [1, 2]}}, "algorithm": "optuna", "cases": TWO}, "4 at"),
         ({"search": {"distill.w_kd": {"choice": [1, 2]}}, "trials": 2}, None),
         ({"search": {"distill.w_kd": {"choice": [1, 2]}, "distill.w_ce": {"uniform": [0, 1]}}}, None),
         ({"search": {"distill.w_kd": {"grid": [1, 2]}}}, None),
