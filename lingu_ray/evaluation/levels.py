@@ -145,9 +145,11 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
     return replace(
         _levels(config, metric, scores, *drawn),
         cut_to=cut_to,
-        cut_off={m: float(np.mean(of_model[CUT_OFF])) for m, of_model in columns.items() if CUT_OFF in of_model},
+        cut_off=_cut_off(columns),
         nats=replace(_levels(config, *in_nats, *drawn), cut_to=cut_to) if in_nats else None,
-        blind=_levels(config, *judge_task(config, unseen), *drawn, "blind") if unseen else None,
+        blind=replace(_levels(config, *judge_task(config, unseen), *drawn, "blind"), cut_off=_cut_off(unseen))
+        if unseen
+        else None,
         constant=_levels(config, *judge_task(config, alike), *drawn, "always") if alike else None,
         asked=stamp.asked if stamp else None,
         engine=stamp.engine if stamp else None,
@@ -159,6 +161,10 @@ def unmeasured(config: TaskConfig, models: Sequence[str]) -> UserError:
     none = f"evaluation.tasks: {config.name}: measured on none of {', '.join(models)}"
     needed = "a model that takes images" if config.kind == "vision" else "the models"
     return UserError(f"{none}: name {needed}, or leave the task out")
+
+
+def _cut_off(columns: Mapping[str, Columns]) -> dict[str, float]:
+    return {m: float(np.mean(of_model[CUT_OFF])) for m, of_model in columns.items() if CUT_OFF in of_model}
 
 
 def _alike(config: TaskConfig, columns: Columns) -> dict[str, Columns]:

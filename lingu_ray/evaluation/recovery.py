@@ -140,6 +140,7 @@ def _blind(task: Measured, blind: Measured) -> Blind:
     return Blind(
         {model: estimated(level) for model, level in blind.levels.items()},
         {model: estimated(gain) for model, gain in gains.items()},
+        dict(blind.cut_off),
     )
 
 

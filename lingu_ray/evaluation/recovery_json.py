@@ -135,16 +135,18 @@ def _task(entry: Mapping[str, Any]) -> TaskScores:
 
 
 def _blind_json(blind: Blind) -> dict[str, Any]:
-    """By model: the score without images, and `difference`, how much better the model is with them."""
+    """By model: the score without images, `difference`, how much better the model is with them, and `cut_off`."""
     return {
         model: {"score": score.value, "ci": list(score.ci), **_pair("difference", blind.seeing[model])}
+        | ({"cut_off": blind.cut_off[model]} if model in blind.cut_off else {})
         for model, score in blind.scores.items()
     }
 
 
 def _blind(entry: Mapping[str, Any]) -> Blind:
     scores = {model: Estimate(found["score"], Interval(*found["ci"])) for model, found in entry.items()}
-    return Blind(scores, _differences(entry))
+    cut_off = {model: found["cut_off"] for model, found in entry.items() if "cut_off" in found}
+    return Blind(scores, _differences(entry), cut_off)
 
 
 def _constant_json(constant: Constant) -> dict[str, Any]:

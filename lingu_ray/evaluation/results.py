@@ -89,10 +89,14 @@ class ModelScore:
 
 @dataclass(frozen=True)
 class Blind:
-    """A vision task asked without its images, by model: its score, and how much better the model is with them."""
+    """A vision task asked without its images, by model: its score, and how much better the model is with them.
+
+    `cut_off`: as of `ModelScore`, by those models of which it is known.
+    """
 
     scores: dict[str, Estimate]
     seeing: dict[str, Estimate]
+    cut_off: dict[str, float] = field(default_factory=dict)
 
     def adds_nothing(self, model: str) -> bool:
         """Whether the model was measured, and is not better with images beyond noise."""

@@ -110,7 +110,7 @@ def _scores(settings: EvaluationConfig, task: TaskConfig, models: Sequence[str])
     return replace(
         made_up,
         nats=made_up if metric.nats else None,
-        blind=Blind(every, every) if blind else None,
+        blind=Blind(every, every, dict.fromkeys(every, 0.5)) if blind else None,
         constant=Constant("yes", _FOUND, every) if task.kind == "vision" else None,
     )
 

@@ -61,10 +61,14 @@ def format_seeing(task: TaskScores, references: References) -> str:
     return f"{gain}, nothing beyond noise" if task.blind.adds_nothing(model) else gain
 
 
-def format_cut_off(task: TaskScores) -> str:
-    """Which shares of the models' answers were cut off, of those that had any: `; cut off: 12.5% of Adapted`."""
-    shares = {model: task.models[model].cut_off for model in in_order(task.models)}
-    found = [f"{share:.1%} of {display_name(model)}" for model, share in shares.items() if share]
+def format_cut_off(task: TaskScores, blind: bool = False) -> str:
+    """Which shares of the models' answers were cut off, of those that had any: `; cut off: 12.5% of Adapted`.
+
+    `blind`: of the answers without images.
+    """
+    own = {model: found.cut_off for model, found in task.models.items()}
+    shares = own if not blind else task.blind.cut_off if task.blind else {}
+    found = [f"{share:.1%} of {display_name(model)}" for model in in_order(shares) if (share := shares[model])]
     return f"; cut off: {', '.join(found)}" if found else ""
 
 

@@ -18,7 +18,7 @@ from lingu_ray.evaluation.measure import TaskRun
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.evaluation.replicas import Chunk
-from lingu_ray.evaluation.tasks.load import load_task
+from lingu_ray.evaluation.tasks.load import load_task, load_tasks
 from lingu_ray.evaluation.tracking import figures_of
 from lingu_ray.report.evaluation_page import write_evaluation
 
@@ -64,3 +64,23 @@ def test_cut_off_answers_are_counted(
     page = write_evaluation(result, tmp_path).read_text(encoding="utf-8")
     assert (f"cut off: {cut_off / ITEMS:.1%} of " in page) == bool(cut_off)
     assert ("Cut off: answers" in page) == bool(cut_off)
+
+
+def test_blind_answers_that_were_cut_off_are_shown(tmp_path: Path) -> None:
+    """Beside what images add, which would be less if they had been said to their end."""
+    for i in range(ITEMS):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+    path = tmp_path / "items.jsonl"
+    items = [{"question": f"{i}?", "answer": f"right {i}", "image": f"{i}.png"} for i in range(ITEMS)]
+    path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    task = {"name": "forms", "kind": "vision", "type": "exact_match", "path": str(path)}
+    settings = EvaluationConfig.model_validate({"tasks": [task], "bootstrap": 50, "blind": True})
+    for seen_or_blind in load_tasks(settings):
+        blind = seen_or_blind.config.name != "forms"
+        run = TaskRun(seen_or_blind, Stamp("", "", "", {}), "adapted", tmp_path)
+        run.keep(Chunk(0, lambda: []), [Answer(f"right {i}", blind and i < 10) for i in range(ITEMS)])
+        run.finish()
+    result = summarize(tmp_path, ["adapted"], settings)
+    assert read_recovery(tmp_path) == result
+    page = write_evaluation(result, tmp_path).read_text(encoding="utf-8")
+    assert "; cut off: 25.0% of adapted VLM" in page.partition("blind")[2] and "Cut off: answers" in page
