@@ -129,6 +129,7 @@ def _task_scores(
         over={m: estimated(task.gain(DISTILLED, m)) for m in compared if not task.incomparable(DISTILLED, m)},
         asked=task.asked,
         engine=task.engine,
+        limit=task.config.limit,
         blind=None if task.blind is None or task.alone else _blind(task, task.blind),
         constant=None if task.constant is None or task.alone else _constant(task, task.constant),
     )

@@ -129,6 +129,7 @@ class TaskScores:
     that are drawn together, since they share an image or what the task says. `floor`: recovery or retention from which
     the task counts as kept; None in files that have none. `reason`: why the distilled model's has no value. `in_mean`:
     whether these scores count in the mean of the task's kind, the distilled model's where it was measured.
+    `limit`: the task's setting: the items are the first ones of its set; None: all, and in earlier files.
     `lost`: how much better the original scores than the baseline, item by item, in the same units as `over`; None where
     one of them was not measured, and in earlier files.
     `over`: by model, every one but the original: how much better the distilled model scores than that one, in the units
@@ -157,11 +158,13 @@ class TaskScores:
     nats: TaskScores | None = None
     blind: Blind | None = None
     constant: Constant | None = None
+    limit: int | None = None
 
     @property
     def counted_items(self) -> str:
-        """How many items there are, and in how many clusters, where some share one: `400 in 50 clusters`."""
-        return f"{self.items}" if self.clusters == self.items else f"{self.items} in {self.clusters} clusters"
+        """How many items there are, and in how many clusters, where some share one: `first 400 in 50 clusters`."""
+        items = f"{self.items}" if self.limit is None else f"first {self.items}"
+        return items if self.clusters == self.items else f"{items} in {self.clusters} clusters"
 
     @property
     def quotient_name(self) -> QuotientName:

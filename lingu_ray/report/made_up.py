@@ -103,6 +103,7 @@ def _scores(settings: EvaluationConfig, task: TaskConfig, models: Sequence[str])
         reason=None,
         floor=0.9,
         in_mean=task.in_mean,
+        limit=task.limit,
         over={model: _FOUND for model in own if DISTILLED in own and model != DISTILLED},
     )
     blind = settings.blind and task.kind == "vision"

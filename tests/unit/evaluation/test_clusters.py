@@ -25,6 +25,7 @@ from lingu_ray.evaluation.recovery_json import FILE, read_recovery
 from lingu_ray.evaluation.replicas import Answers, Chunk
 from lingu_ray.evaluation.results import TaskScores
 from lingu_ray.evaluation.tasks.load import load_task, load_tasks
+from lingu_ray.report.evaluation_page import write_evaluation
 
 QUESTIONS, PASSAGES = 400, 50
 CHOICE = {"query": "{{passage}} {{question}}", "choices": "{{['no', 'yes']}}", "gold": "gold"}
@@ -78,6 +79,17 @@ def test_questions_about_one_passage_count_for_less(tmp_path: Path) -> None:
         wider = (after.ci.high - after.ci.low) / (before.ci.high - before.ci.low)
         assert wider == pytest.approx(math.sqrt(8), rel=0.15)
     assert (alone.counted_items, together.counted_items) == ("400", "400 in 50 clusters")
+
+
+def test_the_first_items_of_a_set_are_said_to_be_that(tmp_path: Path) -> None:
+    """They may be of its first subjects alone: page, record and sentence say that a limit chose them."""
+    config = task(tmp_path, *questions(QUESTIONS, PASSAGES), fields=CHOICE).model_copy(update={"limit": 40})
+    found = measured(config, tmp_path / "first", [Score(float(-i % 3), 1, True) for i in range(80)])
+    assert found.counted_items == "first 40" and read_tasks(tmp_path / "first")["read"] == found
+    result = read_recovery(tmp_path / "first")
+    assert result is not None
+    page = write_evaluation(result, tmp_path / "first").read_text(encoding="utf-8")
+    assert ">first 40</td>" in page and "First: a task's <code>limit</code>" in page
 
 
 def test_a_result_of_an_earlier_version_counts_items(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def test_the_keys_are_those_that_readers_know(measured: Recovery) -> None:
         "constant",
         "asked",
         "engine",
+        "limit",
     }
     for name, share in (("cloze", "recovery"), ("text", "recovery"), ("digits", "retention")):
         task = tree["tasks"][name]
