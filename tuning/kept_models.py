@@ -34,6 +34,12 @@ def remove_copies(outcomes: list[Outcome], tune: Path) -> None:
             remove(checkpoint)
 
 
+def trained_model(setting: Setting, space: Space, trials: Path) -> Path | None:
+    """The export of the setting's best trial that is there; None where none is kept."""
+    models = _models(setting, space, trials, over=False)
+    return models[0][0] if models else None
+
+
 def _models(setting: Setting, space: Space, trials: Path, over: bool) -> list[list[Path]]:
     """The paths of each of a setting's models that are there, the best trial's first."""
     wanted = ("finished", "stopped") if over else ("finished",)

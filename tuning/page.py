@@ -56,6 +56,7 @@ def _row(setting: Setting, space: Space, tasks: list[str], shares: dict[str, boo
         "label": setting.label or "base",
         "seeds": seeds_in_words(setting, space),
         "state": setting.state,
+        "trials": " ".join(trial.trial for trial in setting.trials),
         "measured": setting.measured,
         "good": keeps_vision(setting, space),
         "recovery": with_spread(setting.stat("recovery"), ".1%"),

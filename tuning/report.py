@@ -13,6 +13,7 @@ from lingu_ray.shell import shell_word
 from lingu_ray.storage import origin
 from tuning.figures import sweep_figures
 from tuning.folder import SweepFolder
+from tuning.kept_models import trained_model
 from tuning.outcome import Outcome, State, all_failed, failures, read_outcomes
 from tuning.page import sweep_page
 from tuning.results import Setting, best_of, best_recipe, headline, read_too_high, settings_of, write_table
@@ -36,6 +37,8 @@ def write_report(space: Space, base: Config, folder: SweepFolder, tracked: Sweep
         print_failures(outcomes)
         how = f"python -m lingu_ray.train {shell_word(origin(recipe))}" if best else "none, so there is no best.yaml"
         print(f"best     {how}")
+        if best and (model := trained_model(best, space, folder.trials)):
+            print(f"model    {shell_word(origin(model))}")
     print(f"report   {shell_word(origin(page))}")
     return page
 

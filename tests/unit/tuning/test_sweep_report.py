@@ -59,12 +59,14 @@ def report(folder: SweepFolder, base: Config, *outcomes: Outcome, space: Space =
 def test_the_best_setting_is_a_recipe(folder: SweepFolder, base: Config, capsys: pytest.CaptureFixture[str]) -> None:
     """Page, table and recipe name the best; how many trials failed is said, and in MLflow too."""
     good = trial(1, recovery=0.9, retention=1.0, scores={"cloze": 0.6})
+    (model := folder.trials / good.trial / "export").mkdir(parents=True)
     page = report(folder, base, good, trial(2, "failed", error="the disk is full"))
     printed = capsys.readouterr().out
     assert "Best: w_kd=1 brings back 90.0%" in printed
     assert "failed   1 of 2 trials; the same command starts them again. trial-2: the disk is full" in printed
     assert "the disk is full" in page and 'class="ours"' in page
-    assert f"best     python -m lingu_ray.train {folder.report / 'best.yaml'}" in printed
+    assert f"best     python -m lingu_ray.train {folder.report / 'best.yaml'}\nmodel    {model}\n" in printed
+    assert "<small>trial-1</small>" in page
     check_trials(folder)  # some are good
     pointer = json.loads((folder.root / "mlflow.json").read_text())
     run = mlflow.MlflowClient(pointer["uri"]).get_run(pointer["run_id"])
