@@ -78,10 +78,14 @@ def main(arguments: list[str]) -> None:
         print(note)
     page = write_page(runs, tables, notes, options.out)
     print(f"page     {shell_word(page)}")
-    if tables["Scores"].lines:
-        write_csv(in_full, page.with_suffix(".csv"))
-        write_text(page.with_suffix(".tex"), latex(tables["Scores"]))
-        print(f"scores   {shell_word(page.with_suffix('.csv'))} {shell_word(page.with_suffix('.tex'))}")
+    as_csv, as_tex, scores = page.with_suffix(".csv"), page.with_suffix(".tex"), tables["Scores"]
+    if scores.titles and scores.lines:
+        write_csv(in_full, as_csv)
+        write_text(as_tex, latex(scores))
+        print(f"scores   {shell_word(as_csv)} {shell_word(as_tex)}")
+    else:  # those that lie there are of other runs
+        as_csv.unlink(missing_ok=True)
+        as_tex.unlink(missing_ok=True)
 
 
 def read_runs(names: list[str], options: CompareConfig) -> list[Compared]:
@@ -217,8 +221,11 @@ def write_page(runs: list[Compared], tables: dict[str, Matrix], notes: list[str]
     """`compare.html`, and the curves as PNG beside it."""
     out.mkdir(parents=True, exist_ok=True)
     panels, page = curve_panels([(run.name, run.curves) for run in runs]), out / PAGE
+    picture = out / "curves.png"
     if panels:
-        save_panels(panels, out / "curves.png")
+        save_panels(panels, picture)
+    else:
+        picture.unlink(missing_ok=True)
     template = environment(jinja2.PackageLoader("tuning", "templates")).get_template("compare.html")
     text = template.render(count=len(runs), tables=tables, notes=notes, curves=svgs(panels))
     write_text(page, text)

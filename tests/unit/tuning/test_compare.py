@@ -401,6 +401,23 @@ def test_scores_are_written_for_a_paper(run: RunFolder, tmp_path: Path, capsys: 
     assert page.index("<h2>Scores") < page.index("<h2>Verdicts") < page.index("<h2>Settings that differ")
 
 
+def test_scores_of_other_runs_do_not_stay_beside_a_page(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where runs that have none are compared in the same folder, few or many; nor is a file of their names written."""
+    out = tmp_path / "compare"
+    bare = [tmp_path / f"bare-{i}" for i in range(5)]
+    for path in bare:
+        path.mkdir()
+        shutil.copy(run.config, path / "config.yaml")
+    for some in (bare[:2], bare):
+        compare.main([str(run.root), f"out={out}"])
+        assert (out / "compare.csv").exists() and "scores   " in capsys.readouterr().out
+        compare.main([*map(str, some), f"out={out}"])
+        assert "scores   " not in capsys.readouterr().out
+        assert [path.name for path in out.iterdir()] == ["compare.html"]
+
+
 def test_what_mlflow_does_not_tell_is_taken_from_folders(run: RunFolder, tmp_path: Path) -> None:
     """Beside a run's folder, the same run of MLflow has its scores in per cent too, without intervals."""
     uri = tracking_uri(load_config(["demo", f"output_dir={tmp_path}"]))
