@@ -40,7 +40,6 @@ from tuning.trial import STOP, Sweep, Trial, trial_name
 
 log = logging.getLogger(__name__)
 
-_LITTLE = 2**20  # bytes; Ray wants a trial to ask for something
 _SAVE_WITHIN_S = 300.0
 _POLL_S = 0.5
 
@@ -72,11 +71,8 @@ def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, tra
 def _tuner(sweep: Sweep, folder: SweepFolder) -> tune.Tuner:
     """Ray Tune's own driver of the trials: that of an earlier call, where it left its state, else a new one."""
     space, base = sweep.space, sweep.base
-    resources: dict[str, float] = {"memory": memory_share(sweep.concurrent) if space.pbt else _LITTLE}
-    if isinstance(base.output_dir, str):  # trials write the driver's working folder, so they are on its node
-        resources |= {_this_node(): 0.001}
     kind = PopulationTrial if space.pbt else Trial
-    trainable: Any = tune.with_resources(tune.with_parameters(kind, sweep=sweep), resources)
+    trainable = limited(tune.with_parameters(kind, sweep=sweep), sweep.concurrent)
     state = str(folder.tune / TUNE_NAME)
     if tune.Tuner.can_restore(state):
         if failed := failures(read_outcomes(folder.trials)):
@@ -87,7 +83,7 @@ def _tuner(sweep: Sweep, folder: SweepFolder) -> tune.Tuner:
         param_space=parameters(space, base),
         tune_config=tune.TuneConfig(
             num_samples=space.draws,
-            search_alg=algorithm(space, base, sweep.concurrent),
+            search_alg=algorithm(space, base),
             scheduler=scheduler(space, base),
             max_concurrent_trials=sweep.concurrent if space.algorithm == "optuna" else None,
             time_budget_s=space.hours * 3600 if space.hours else None,
@@ -147,18 +143,21 @@ def concurrent_trials(space: Space, base: Config) -> int:
     return min(space.concurrent or room, space.size)
 
 
+def limited(trainable: Any, concurrent: int) -> Any:
+    """The trainable, of which so many run at once, on this process's node: each takes a share of what Ray has of that.
+
+    Tune itself limits neither a population, nor trials that failed and are started again, and a search keeps the number
+    of its first start. Results in a bucket need that node, too: trials write its working folder.
+    """
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrent)  # else 200 wait, of which an autoscaler would warn
+    return tune.with_resources(trainable, {_this_node(): 1 / (concurrent + 0.5)})
+
+
 def _this_node() -> str:
     """Ray's resource that only this process's node has."""
     here = ray.get_runtime_context().get_node_id()
     (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
     return next(name for name in node["Resources"] if re.fullmatch(r"node:[\d.:a-f]+", name))
-
-
-def memory_share(concurrent: int) -> int:
-    """Bytes that each trial asks for, so that so many run at once: Tune itself does not limit a population."""
-    nodes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
-    on_a_node = -(-concurrent // len(nodes))
-    return int(max(nodes) / on_a_node) - _LITTLE
 
 
 @contextmanager

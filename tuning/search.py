@@ -46,11 +46,10 @@ def _drawn(domain: Domain, whole: bool) -> Any:
     return tune.lograndint(int(low), int(high) + 1) if whole else tune.loguniform(low, high)
 
 
-def algorithm(space: Space, base: Config, concurrent: int) -> Searcher | SearchAlgorithm:
-    """The search algorithm, for so many trials at once; seeded by the base's seed."""
+def algorithm(space: Space, base: Config) -> Searcher | SearchAlgorithm:
+    """The search algorithm, seeded by the base's seed; how many trials run at once is not its matter."""
     if space.algorithm == "random":
-        living = 0 if space.pbt else concurrent  # paused trials of a population count as running
-        return BasicVariantGenerator(max_concurrent=living, constant_grid_search=True, random_state=base.seed)
+        return BasicVariantGenerator(constant_grid_search=True, random_state=base.seed)
     try:
         several = len(space.objectives) > 1
         metric: Any = list(space.objectives) if several else SCORE
