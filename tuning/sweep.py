@@ -32,6 +32,7 @@ from tuning.folder import SweepFolder
 from tuning.space import Space, read_space, shipped
 
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `tuning.run` has its own, which lets trials save
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer one prints tables whatever `verbose` is
 
 log = logging.getLogger(__name__)
 

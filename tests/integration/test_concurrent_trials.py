@@ -10,6 +10,7 @@ import pytest
 from ray import tune
 
 from lingu_ray.config.command_line import load_config
+from tuning import sweep  # noqa: F401  (which quiets Tune)
 from tuning.run import limited
 from tuning.search import algorithm
 from tuning.space import Space
@@ -56,9 +57,9 @@ def peak(tuner: tune.Tuner, folder: Path) -> int:
 
 
 def test_a_sweep_that_is_resumed_has_as_many_trials_at_once_as_there_is_room_for(
-    ray_cluster: None, tmp_path: Path
+    ray_cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Fewer than at its start, and more, those that failed included."""
+    """Fewer than at its start, and more, those that failed included; and Tune prints nothing of it."""
     (tmp_path / "running").mkdir()
     (tmp_path / "fail").touch()
     space = Space.model_validate({"name": "s", "base": "demo", "search": {"distill.w_kd": {"grid": [*range(TRIALS)]}}})
@@ -83,3 +84,4 @@ def test_a_sweep_that_is_resumed_has_as_many_trials_at_once_as_there_is_room_for
     assert peak(tuner(1), tmp_path) == 1
     (tmp_path / "fail").unlink()
     assert peak(tuner(3), tmp_path) == 3
+    assert "Configuration for experiment" not in capfd.readouterr().out
