@@ -252,6 +252,8 @@ def why_not_loaded(path: str | Path, error: Exception) -> str:
     place = Path(storage.local_copy(path))
     if place.is_dir() and not any(place.glob("config.json")) and not any(place.glob("*.gguf")):
         near = " or ".join(str(inner.parent) for inner in sorted(place.glob("*/config.json")))
+        if not near and (place / "config.yaml").exists() and (place / "checkpoints").is_dir():
+            return f"{path} is a run without an export; `lingu-ray export` makes a model of a checkpoint that it has"
         return f"{path}: there is no config.json in it" + (f"; did you mean {near}?" if near else "")
     if place.exists():
         return f"{path}: {error}"

@@ -171,11 +171,14 @@ def test_what_cannot_be_opened_is_refused(models: Path, tmp_path: Path, monkeypa
     broken.write_bytes(picture()[:60])
     (models / "run").mkdir()
     (models / "run" / "export").symlink_to(models / "vlm")
+    (models / "stopped" / "checkpoints").mkdir(parents=True)
+    (models / "stopped" / "config.yaml").touch()
     monkeypatch.chdir(models)
     for path, images, config, message in (
         (models / "vln", [], SHORT, f"no such file or folder: {models / 'vln'}; did you mean {models / 'vlm'}?"),
         (Path("rum/export"), [], SHORT, f"did you mean {models}/run/export?"),
         (Path("run"), [], SHORT, f"there is no config.json in it; did you mean {models}/run/export?"),
+        (Path("stopped"), [], SHORT, f"{models}/stopped is a run without an export; `lingu-ray export` makes a model"),
         (
             Path("run/exprt"),
             [],
