@@ -10,6 +10,7 @@ from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 SIZE_IN_HEADER = {"BMP", "GIF", "JPEG", "WEBP"}  # other sizes may change on loading; a PNG's orientation is at its end
 DEPTHS = (8, 10, 12, 14, 16)  # bits of gray values that cameras and scanners store in 16
+BAND = 1 << 20  # gray values that are scaled at once
 WHITE_IS_ZERO = 0  # a TIFF's photometric interpretation
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -84,20 +85,22 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: the range of other values is not known.
     """
-    values_HW = np.asarray(image).astype(np.float64)
+    values_HW = np.asarray(image)
+    bands = np.array_split(values_HW.ravel(), -(-values_HW.size // BAND))  # in float64 all would take gigabytes
     low, high = values_HW.min(), values_HW.max()
     is_unit = image.mode == "F" and high <= 1
-    if not (low >= 0 and high < 1 << DEPTHS[-1] and (is_unit or np.all(values_HW % 1 == 0))):
+    if not (low >= 0 and high < 1 << DEPTHS[-1] and (is_unit or all(np.all(band % 1 == 0) for band in bands))):
         raise ValueError(
             f"gray values from {low:g} to {high:g} (mode {image.mode}) have no known range: "
             f"store whole numbers of up to {DEPTHS[-1]} bits, or floats from 0 to 1"
         )
     white = 1 if is_unit else next((1 << bits) - 1 for bits in DEPTHS if high < 1 << bits)
-    gray_HW = np.round(values_HW * (255 / white)).astype(np.uint8)
+    gray = [np.round(band.astype(np.float64) * (255 / white)).astype(np.uint8) for band in bands]
+    gray_HW = np.concatenate(gray).reshape(values_HW.shape)
     if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:
         gray_HW = 255 - gray_HW  # as PIL does for 8 bits
-    gray = Image.fromarray(gray_HW)
+    scaled = Image.fromarray(gray_HW)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
-        gray.putalpha(Image.fromarray(np.where(values_HW == transparent, 0, 255).astype(np.uint8)))
-    return gray
+        scaled.putalpha(Image.fromarray(np.where(values_HW == transparent, np.uint8(0), np.uint8(255))))
+    return scaled

@@ -3,6 +3,7 @@
 import io
 import itertools
 import struct
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -124,6 +125,18 @@ def test_damaged_exif_turns_nothing():
 def test_gray_values_are_scaled_to_8_bits(image, format, expected):
     """Whole numbers by the bits that hold them, floats up to 1 by 1: nothing is clipped to white."""
     assert levels(saved(image, format)) == expected
+
+
+def test_gray_values_are_scaled_a_band_at_a_time():
+    """A scan of 16 bits takes a few bytes a pixel, where float64 of all would take sixteen; no pixel is displaced."""
+    columns = np.arange(4000, dtype="uint16") * 16
+    encoded = saved(Image.fromarray(np.tile(columns, (3000, 1))))
+    tracemalloc.start()
+    decoded_HW3 = np.asarray(decode_image(encoded))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * decoded_HW3.shape[0] * decoded_HW3.shape[1]
+    assert (decoded_HW3 == np.round(columns * (255 / 65535))[:, None]).all()
 
 
 @pytest.mark.parametrize("image", [gray(0, 257, 65535), gray(0, 1, 255, dtype="uint8")])
