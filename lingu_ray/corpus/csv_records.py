@@ -7,6 +7,7 @@ import csv
 import io
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
@@ -83,7 +84,7 @@ def _is_utf8(fields: list[str]) -> bool:
 
 def check_columns(names: list[str]) -> None:
     """Raise ValueError where two columns have one name: a record would keep one of them."""
-    if repeated := {name for name in names if names.count(name) > 1}:
+    if repeated := {name for name, count in Counter(names).items() if count > 1}:
         raise ValueError(f"it names a column twice: {', '.join(sorted(repeated))}")
 
 
