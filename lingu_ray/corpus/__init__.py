@@ -3,7 +3,7 @@
 row         one conversation with its encoded images
 
 files       finds the files of a source, with data_files, patterns, split_names, card and suffixes
-splits      cuts files into parts, a task for each; json_array finds the records of an array
+splits      cuts files into parts, a task for each; json_array cuts an array
 readers     turn bytes into records, with arrow, csv_records, compression, tar and labels
 formats     turn records into conversations, with turns, contents, record, record_keys, beside, fill and words
 load_image  loads the image that a record refers to, with images, image_folder and named_file

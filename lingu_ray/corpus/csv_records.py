@@ -6,12 +6,12 @@ import codecs
 import csv
 import io
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, BinaryIO, cast
 
-from lingu_ray.corpus.compression import inner_suffix, open_file
+from lingu_ray.corpus.compression import RECORD_BYTES, inner_suffix, open_file
 from lingu_ray.corpus.record import BadRecord, Numbered, Record
 
 
@@ -23,13 +23,13 @@ def csv_records(path: str) -> Iterator[Numbered]:
     Raises:
         ValueError: no header that can be read, or one in another encoding, or with a column twice.
     """
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(RECORD_BYTES // 4)  # `csv` keeps four bytes a character
     delimiter = "\t" if inner_suffix(path) == ".tsv" else ","
     with (
         open_file(path) as file,
         io.TextIOWrapper(cast(BinaryIO, file), "utf-8-sig", errors="surrogateescape", newline="\n") as text,
     ):
-        lines = (_ALONE.sub(_RETURN, line) for line in text)
+        lines = (_ALONE.sub(_RETURN, line) for line in _lines(text))
         rows = csv.reader(lines, delimiter=delimiter, strict=True)
         header = next((row for row in rows if row), [])
         if _RETURN in "".join(header):
@@ -39,6 +39,13 @@ def csv_records(path: str) -> Iterator[Numbered]:
             check_encoding("".join(header).encode("utf-8", "surrogateescape"))
             raise ValueError("it is not UTF-8 text")
         yield from _csv_records(rows, header)
+
+
+def _lines(text: io.TextIOWrapper) -> Iterator[str]:
+    for number, line in enumerate(iter(partial(text.readline, RECORD_BYTES), ""), 1):
+        if len(line) == RECORD_BYTES:
+            raise ValueError(f"line {number} has more than {RECORD_BYTES:,} characters, which no record has")
+        yield line
 
 
 _ALONE = re.compile(r"\r(?!\n)")
@@ -54,6 +61,8 @@ def _csv_records(rows: Any, header: list[str]) -> Iterator[Numbered]:
         except csv.Error as error:
             if "unexpected end" in str(error):
                 raise ValueError(f"a quote in line {before + 1} is never closed, so the file may be cut off") from error
+            if "field larger" in str(error):  # what follows would be read without its quote
+                raise ValueError(f"line {before + 1} begins a row with a {error}: close its quote") from error
             lines = range(before + 1, rows.line_num + 1)
             bad = BadRecord("bad_csv", f"{error}, in the row of lines {lines[0]} to {lines[-1]}")
             yield from ((line, bad) for line in lines)

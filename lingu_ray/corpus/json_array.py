@@ -1,4 +1,4 @@
-"""Finds the records of a JSON array in its file, so that several tasks can each read a part of it."""
+"""Cuts a JSON array into parts of whole records, so that tasks can each read one, and none holds all of them."""
 
 from __future__ import annotations
 
@@ -6,58 +6,115 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from io import BufferedIOBase
+from typing import NamedTuple
 
-from lingu_ray.corpus.compression import LINES_BYTES
+from lingu_ray.corpus.compression import LINES_BYTES, RECORD_BYTES
 
+HEAD = 4  # bytes that tell an encoding
 _ENCODINGS = ("utf-8", "utf-8-sig")
-_SIGN = re.compile(r"[ \t\n\r]*([\[,\]])[ \t\n\r]*")
+_SIGN = re.compile(r"[ \t\n\r]*([\[,\]]?)[ \t\n\r]*")  # matches everywhere
 _DECODER = json.JSONDecoder()
 
-Span = tuple[int, int, int]
-"""Bytes from, bytes to, and how many records come before."""
+
+class Part(NamedTuple):
+    """Records with the commas between them. `start`, `stop`: bytes of the file; `first`: records before them."""
+
+    start: int
+    stop: int
+    first: int
+    encoded: bytes
 
 
-def array_spans(encoded: bytes) -> list[Span]:
-    """Spans of whole records with their commas, of about `LINES_BYTES` each; none if it is no array in UTF-8."""
-    if json.detect_encoding(encoded) not in _ENCODINGS:
-        return []
-    start = len(codecs.BOM_UTF8) if encoded.startswith(codecs.BOM_UTF8) else 0
-    try:
-        encoded.decode()
-        return list(_spans(encoded.decode("latin-1"), start))  # a character for each byte
-    except (ValueError, RecursionError):  # the reader says what is wrong
-        return []
+def array_parts(file: BufferedIOBase) -> Iterator[Part]:
+    """Parts of about `LINES_BYTES` each; none of what is no array in UTF-8, or an empty one. Two are in memory.
 
-
-def _spans(text: str, start: int) -> Iterator[Span]:
-    begin = end = before = count = 0
-    for first, end in _records(text, start):
-        begin = begin if count else first
+    Raises:
+        ValueError: an array that is cut off or damaged, or with a record of more than `RECORD_BYTES`.
+    """
+    window = _Window(file)
+    start = stop = first = count = 0
+    for begin, stop in _records(window):
+        start = start if count else begin
         count += 1
-        if end - begin >= LINES_BYTES:
-            yield begin, end, before
-            before, count = before + count, 0
+        if stop - start >= LINES_BYTES:
+            yield window.part(start, stop, first)
+            first, count = first + count, 0
+            window.drop(stop)
     if count:
-        yield begin, end, before
+        yield window.part(start, stop, first)
 
 
-def _records(text: str, start: int) -> Iterator[tuple[int, int]]:
-    """Where each element of an array begins and ends. Raises ValueError for anything but an array with elements."""
-    sign, place = _sign(text, start)
-    if sign != "[":
-        raise ValueError("no array")
+def _records(window: _Window) -> Iterator[tuple[int, int]]:
+    """Where each element of an array begins and ends, in bytes of the file."""
+    sign, place = window.sign(len(codecs.BOM_UTF8) if window.has_bom else 0)
+    if not window.is_utf8 or sign != "[" or window.sign(place)[0] == "]":
+        return
     while sign != "]":
-        _, end = _DECODER.raw_decode(text, place)
-        yield place, end
-        sign, place = _sign(text, end)
-        if sign == "[":
-            raise ValueError(f"no comma at {end}")
-    if place != len(text):
-        raise ValueError(f"more after the array, at {place}")
+        yield place, (end := window.end_of_value(place))
+        sign, place = window.sign(end)
+        if sign not in (",", "]"):
+            raise _damaged(f"no comma (byte {end})")
+    if place != window.stop:
+        raise _damaged(f"more after the array (byte {place})")
 
 
-def _sign(text: str, place: int) -> tuple[str, int]:
-    """The next bracket or comma of the array, and the place after it and white space."""
-    if not (found := _SIGN.match(text, place)):
-        raise ValueError(f"no sign of an array at {place}")
-    return found[1], found.end()
+def _damaged(what: str) -> ValueError:
+    return ValueError(f"neither a JSON array of records nor JSON lines: {what}")
+
+
+class _Window:
+    """A part of a file, as a character for each byte. It grows as far as it is looked at; places are bytes of the file.
+
+    `ended`: it reaches the end of the file.
+    """
+
+    def __init__(self, file: BufferedIOBase) -> None:
+        self.file, self.begin, self.text, self.ended = file, 0, "", False
+        while len(self.text) < HEAD and self._grow():
+            pass
+        head = self.text[:HEAD].encode("latin-1")
+        self.has_bom = head.startswith(codecs.BOM_UTF8)
+        self.is_utf8 = json.detect_encoding(head) in _ENCODINGS
+
+    @property
+    def stop(self) -> int:
+        """Where it ends."""
+        return self.begin + len(self.text)
+
+    def part(self, start: int, stop: int, first: int) -> Part:
+        """The records between two places."""
+        return Part(start, stop, first, self.text[start - self.begin : stop - self.begin].encode("latin-1"))
+
+    def drop(self, place: int) -> None:
+        """Forget what lies before a place."""
+        self.text, self.begin = self.text[place - self.begin :], place
+
+    def sign(self, place: int) -> tuple[str, int]:
+        """The bracket or comma at a place, and where what follows begins; empty if there is none."""
+        while True:
+            found = next(_SIGN.finditer(self.text, place - self.begin))
+            if self.begin + found.end() < self.stop or not self._grow():
+                return found[1], self.begin + found.end()
+
+    def end_of_value(self, place: int) -> int:
+        """Where the value that begins at a place ends."""
+        while True:
+            try:
+                end = self.begin + _DECODER.raw_decode(self.text, place - self.begin)[1]
+            except json.JSONDecodeError as error:
+                if self.stop - place <= RECORD_BYTES and self._grow():
+                    continue
+                what = f"{error.msg} (byte {self.begin + error.pos})"
+                more = "" if self.ended else f", or more than {RECORD_BYTES:,} bytes in one record"
+                raise _damaged(what + more) from error
+            except RecursionError as error:
+                raise _damaged(f"too deep (byte {place})") from error
+            if end < self.stop or not self._grow():
+                return end
+
+    def _grow(self) -> bool:
+        more = self.file.read(max(LINES_BYTES, len(self.text)))
+        self.text += more.decode("latin-1")
+        self.ended = not more
+        return bool(more)

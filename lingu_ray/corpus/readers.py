@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 
 from lingu_ray import storage
 from lingu_ray.corpus.arrow import in_decimals, json_columns, open_arrow, random_access, unquoted
-from lingu_ray.corpus.compression import open_file, read_block
+from lingu_ray.corpus.compression import RECORD_BYTES, open_file, read_block
 from lingu_ray.corpus.csv_records import check_columns, check_encoding, csv_records
+from lingu_ray.corpus.json_array import array_parts
 from lingu_ray.corpus.labels import Labels, labels_of
 from lingu_ray.corpus.record import BadRecord, Numbered, Record
 from lingu_ray.corpus.tar import members
@@ -129,18 +130,33 @@ def _as_record(value: Any) -> Record | BadRecord:
 
 
 def _read_json(split: FileSplit) -> Iterator[Numbered]:
+    first, number = split.first, 0
+    for encoded in _json_parts(split):
+        try:
+            content = from_json(encoded)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"neither a JSON array of records nor JSON lines: {error}") from error
+        for number, value in enumerate(content if isinstance(content, list) else [content], first + 1):
+            yield number, _as_record(value)
+        first = number
+
+
+def _json_parts(split: FileSplit) -> Iterator[bytes]:
+    """The split's own part of an array, the parts of a whole one, or the whole of what is none."""
     with open_file(split.path) as file:
         if split.stop:
             file.seek(split.start)
-            encoded = b"[%b]" % file.read(split.stop - split.start)
-        else:
-            encoded = file.read()
-    try:
-        content = from_json(encoded)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"neither a JSON array of records nor JSON lines: {error}") from error
-    for number, value in enumerate(content if isinstance(content, list) else [content], split.first + 1):
-        yield number, _as_record(value)
+            yield b"[%b]" % file.read(split.stop - split.start)
+            return
+        part = None
+        for part in array_parts(file):
+            yield b"[%b]" % part.encoded
+    if part is None:
+        with open_file(split.path) as file:
+            whole = file.read(RECORD_BYTES + 1)
+        if len(whole) > RECORD_BYTES:
+            raise ValueError(f"more than {RECORD_BYTES:,} bytes of JSON in one piece: write JSON Lines in UTF-8")
+        yield whole
 
 
 def _read_text(split: FileSplit) -> Iterator[Numbered]:

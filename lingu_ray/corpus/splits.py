@@ -5,10 +5,12 @@ A file split is not a split of a hub dataset (train, test), which is the source'
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,9 +20,9 @@ from lingu_ray import storage
 from lingu_ray.atomic import parse_object
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.arrow import open_arrow, random_access
-from lingu_ray.corpus.compression import DECOMPRESSORS, inner_suffix, is_compressed, open_file, read_block
+from lingu_ray.corpus.compression import DECOMPRESSORS, RECORD_BYTES, inner_suffix, is_compressed, open_file, read_block
 from lingu_ray.corpus.files import find_files, names_files
-from lingu_ray.corpus.json_array import array_spans
+from lingu_ray.corpus.json_array import array_parts
 from lingu_ray.corpus.readers import FileSplit, reading
 from lingu_ray.errors import UserError
 from lingu_ray.paths import is_on_hub, not_found
@@ -162,27 +164,31 @@ def _split_lines(kind: str, path: str) -> Iterator[FileSplit]:
 
 
 def _split_json(path: str) -> Iterator[FileSplit]:
-    """The records of a JSON array, or JSON lines, which many `.json` files hold instead."""
+    """The records of a JSON array, or JSON lines, which many `.json` files hold instead; one split if it is neither.
+
+    A compressed array is one split, too.
+    """
     with open_file(path) as file:
-        head = next((line for line in file if line.strip()), None)
+        parts = itertools.islice(array_parts(file), 1 if is_compressed(path) else None)
+        splits = [FileSplit("json", path, part.start, part.stop, part.first) for part in parts]
+    if not splits:
+        yield from _split_no_array(path)
+    elif is_compressed(path):
+        yield FileSplit("json", path)
+    else:
+        yield from splits
+
+
+def _split_no_array(path: str) -> Iterator[FileSplit]:
+    with open_file(path) as file:
+        head = next((line for line in iter(partial(file.readline, RECORD_BYTES), b"") if line.strip()), None)
     if head is None:
         return
     try:
         is_lines = isinstance(json.loads(head), dict)
     except (ValueError, RecursionError):
         is_lines = False
-    yield from _split_lines("lines", path) if is_lines else _split_array(path)
-
-
-def _split_array(path: str) -> Iterator[FileSplit]:
-    """Neighboring records of a JSON array; one split if it is no array, is compressed, or is not in UTF-8."""
-    whole = FileSplit("json", path)
-    if is_compressed(path):
-        yield whole
-        return
-    with open_file(path) as file:
-        encoded = file.read()
-    yield from [FileSplit("json", path, *span) for span in array_spans(encoded)] or [whole]
+    yield from _split_lines("lines", path) if is_lines else [FileSplit("json", path)]
 
 
 def _split_parquet(path: str) -> Iterator[FileSplit]:
