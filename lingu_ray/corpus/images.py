@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Container
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
+from lingu_ray.content import bytes_identity
+
 SIZE_IN_HEADER = {"BMP", "GIF", "JPEG", "WEBP"}  # other sizes may change on loading; a PNG's orientation is at its end
+SIDES_IN_HEADER = SIZE_IN_HEADER | {"PNG"}
 DEPTHS = (8, 10, 12, 14, 16)  # bits of gray values that cameras and scanners store in 16
 BAND = 1 << 20  # gray values that are scaled at once
 WHITE_IS_ZERO = 0  # a TIFF's photometric interpretation
@@ -46,6 +50,22 @@ def image_size(encoded: bytes) -> tuple[int, int]:
         width, height = image.size
         on_its_side = _turn(image) in {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
     return (height, width) if on_its_side else (width, height)
+
+
+def pixels_identity(image: Image.Image) -> str:
+    """Identity of a decoded image, however it was encoded: its size (`640x480`), a blank, and a hash of its pixels."""
+    return f"{image.width}x{image.height} {bytes_identity(image.tobytes())}"
+
+
+def pixels_identity_of(encoded: bytes, sides: Container[frozenset[int]]) -> str | None:
+    """`pixels_identity` of an encoded image; None if its two sides are not among `sides`, mostly without decoding it.
+
+    Raises what `decode_image` raises.
+    """
+    with _open(encoded) as image:
+        if image.format in SIDES_IN_HEADER and frozenset(image.size) not in sides:
+            return None
+        return pixels_identity(to_rgb(image))
 
 
 def _open(encoded: bytes) -> Image.Image:

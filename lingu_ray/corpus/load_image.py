@@ -36,7 +36,12 @@ _ROW = (
 
 
 def load_image(reference: Any, folder: ImageFolder) -> bytes:
-    """The encoded image of a reference, after a check that it can be decoded.
+    """The encoded image of a reference, after a check that it can be decoded: the first of `load_and_decode`."""
+    return load_and_decode(reference, folder)[0]
+
+
+def load_and_decode(reference: Any, folder: ImageFolder) -> tuple[bytes, Image.Image]:
+    """The encoded image of a reference, and the decoded one.
 
     Args:
         reference: bytes; a path, where relative ones start from `folder`; a `file:` or `data:` URL; base64; an object
@@ -49,16 +54,16 @@ def load_image(reference: Any, folder: ImageFolder) -> bytes:
     """
     encoded = read_image(reference, folder)
     try:
-        decode_image(encoded)
+        decoded = decode_image(encoded)
     except Exception as error:  # PIL raises many kinds for broken files, struct.error and SyntaxError among them
         raise BadRecord("bad_image", f"{type(error).__name__}: {error}") from error
     if encoded.startswith(_TAKE_ZEROS) and encoded.endswith(bytes(512)) and encoded.rstrip(b"\0")[-2:] != _END_OF_JPEG:
         raise BadRecord("bad_image", "its end is zeros, as of a copy or download that was interrupted: fetch it again")
-    return encoded
+    return encoded, decoded
 
 
 def read_image(reference: Any, folder: ImageFolder) -> bytes:
-    """`load_image` without the check that the image can be decoded."""
+    """The encoded image without the check that the image can be decoded."""
     reference = _inner(reference)
     if isinstance(reference, str):
         encoded = _read(reference, folder)

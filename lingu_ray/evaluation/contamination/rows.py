@@ -12,7 +12,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayTaskError
 
-from lingu_ray.content import bytes_identity
+from lingu_ray.corpus.images import pixels_identity_of
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row, is_target
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import user_error
@@ -61,8 +61,10 @@ def _look_in_shard(folder: Path | str, positions: range, marks: Marks) -> Places
 def look_in_rows(rows: Iterable[Row], marks: Marks) -> Places:
     """Where marks stand in rows."""
     places = Places()
+    sides = {frozenset(map(int, picture.split(" ")[0].split("x"))) for picture in marks.pictures}
     for row in rows:
-        found: set[str | int] = set(marks.pictures and marks.pictures.intersection(map(bytes_identity, row.images)))
+        pictures = {pixels_identity_of(image, sides) for image in row.images} if sides else set()
+        found: set[str | int] = set(marks.pictures.intersection(pictures))
         for text in texts_of(row.messages) if len(marks.runs) else ():
             runs = word_runs(text)
             nearest = marks.runs[np.searchsorted(marks.runs, runs).clip(max=len(marks.runs) - 1)]

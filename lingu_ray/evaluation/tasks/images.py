@@ -8,7 +8,8 @@ from typing import Any
 from lingu_ray.config import TaskConfig
 from lingu_ray.content import bytes_identity
 from lingu_ray.corpus.image_folder import ImageFolder, image_folder
-from lingu_ray.corpus.load_image import load_image, read_image
+from lingu_ray.corpus.images import pixels_identity
+from lingu_ray.corpus.load_image import load_and_decode, read_image
 from lingu_ray.evaluation.tasks.fields import fields_of
 from lingu_ray.evaluation.tasks.rows import Place, source_of
 from lingu_ray.evaluation.tasks.task_types import Fields
@@ -25,6 +26,7 @@ class RowImage:
     turn: int
     index: int
     content: str
+    pixels: str
 
     def __call__(self) -> bytes:
         fields = fields_of(self.config, self.place.read())[self.turn]
@@ -38,8 +40,11 @@ def item_images(config: TaskConfig, place: Place, turn: int, fields: Fields) -> 
         BadRecord: one is missing or broken.
     """
     folder = image_folder(source_of(config), place.split)
-    encoded = [load_image(reference, folder) for reference in references(fields)]
-    return tuple(RowImage(config, place, folder, turn, i, bytes_identity(image)) for i, image in enumerate(encoded))
+    loaded = (load_and_decode(reference, folder) for reference in references(fields))
+    return tuple(
+        RowImage(config, place, folder, turn, i, bytes_identity(encoded), pixels_identity(decoded))
+        for i, (encoded, decoded) in enumerate(loaded)
+    )
 
 
 def references(fields: Fields) -> list[Any]:

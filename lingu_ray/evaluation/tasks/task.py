@@ -28,10 +28,13 @@ class Scored:
 
 
 class ItemImage(Protocol):
-    """An image of an item: calling it reads its encoded bytes. `content`: their identity."""
+    """An image of an item: calling it reads its encoded bytes. `content`: their identity; `pixels`: that of pixels."""
 
     @property
     def content(self) -> str: ...
+
+    @property
+    def pixels(self) -> str: ...
 
     def __call__(self) -> bytes: ...
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 from tiny import picture
 
 from lingu_ray.atomic import write_json
 from lingu_ray.config import Config, TaskConfig
+from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import Row
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
@@ -108,6 +111,31 @@ def test_pictures(tmp_path: Path) -> None:
     asked = turn("<image>Which color?", "red")
     assert found(tmp_path, task, items, rows_of([asked], [picture(1)])) == {"2": 0, "3": 0}
     assert found(tmp_path, task, items, rows_of([asked], [picture(7)])) == {}
+
+
+def test_pictures_that_were_encoded_again(tmp_path: Path) -> None:
+    """A photograph is found without its metadata, upright, and in other formats without loss; not if any pixel differs,
+    nor if it was turned."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.open(io.BytesIO(picture(1, (60, 40)))).save(tmp_path / "item.jpg", exif=exif)
+    shown = decode_image((tmp_path / "item.jpg").read_bytes())
+    assert shown.size == (40, 60)
+    items = [{"question": "Which color?", "answer": "red", "image": "item.jpg"}]
+    task = {"kind": "vision", "type": "exact_match"}
+
+    def is_found(image: Image.Image, format: str, **options: Any) -> bool:
+        encoded = io.BytesIO()
+        image.save(encoded, format, **options)
+        rows = rows_of([turn("<image>Which color?", "red")], [picture(7), encoded.getvalue()])
+        return found(tmp_path, task, items, rows) == {"1": 0}
+
+    assert is_found(shown, "PNG") and is_found(shown, "WEBP", lossless=True) and is_found(shown, "TIFF")
+    assert is_found(shown.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
+    assert not is_found(shown.transpose(Image.Transpose.ROTATE_90), "PNG")
+    assert not is_found(shown.resize((80, 120)), "PNG")
+    shown.putpixel((0, 0), (1, 2, 3))
+    assert not is_found(shown, "PNG")
 
 
 def test_nothing_to_look_for() -> None:
