@@ -2,7 +2,8 @@
 
     python examples/trainer.py STUDENT TEACHER DATA OUT
 
-The arguments are those of own_loop.py. With TRL: `class DistillSFTTrainer(DistillMixin, SFTTrainer)`.
+The arguments are those of own_loop.py. In several processes: `torchrun --nproc-per-node 2 examples/trainer.py …`. With
+TRL: `class DistillSFTTrainer(DistillMixin, SFTTrainer)`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ OTHER_LOSS = ("label_smoothing_factor", "torch_compile", "loss_type")
 class DistillMixin:
     """Gives a Trainer the loss of a `Distiller`, whose student it trains; batches have a bool `distill` for each row.
 
-    CE and KD are divided by the labels of all batches of an optimizer step. For one process and device.
+    CE and KD are divided by the labels of all batches of an optimizer step, of all processes.
     """
 
     def __init__(self, distiller: Distiller, *args: Any, **kwargs: Any):
@@ -37,8 +38,8 @@ class DistillMixin:
                 "add them by the student's own add_adapter, whose file the Trainer saves"
             )
         super().__init__(student, *args, **kwargs)
-        if self.args.world_size * max(self.args.n_gpu, 1) > 1:
-            raise UserError("the loss calls the student itself, past DDP: use one process and one device")
+        if self.args.n_gpu > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UserError("several devices: take one process for each (torchrun), without FSDP and DeepSpeed")
         defaults = {field.name: field.default for field in fields(self.args)}
         if asked := [name for name in OTHER_LOSS if getattr(self.args, name, None) != defaults.get(name)]:
             raise UserError(f"{', '.join(asked)}: of the Trainer's own loss, which the Distiller's takes the place of")
@@ -53,9 +54,18 @@ class DistillMixin:
     ) -> Any:
         """CE + KD; validation, which accumulates nothing, divides by each batch's own labels."""
         batch, distill = split(inputs)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            num_items_in_batch = num_items_in_batch / self.args.world_size  # gradients are averaged
+        distiller = self.distiller if model is self.model else model
         with self.accelerator.autocast():
-            loss = self.distiller(batch, distill, tokens=num_items_in_batch).loss
+            loss = distiller(batch, distill, tokens=num_items_in_batch).loss
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        """What training calls: in several processes the Distiller in DDP, whose parameters are the student's."""
+        if training and self.args.world_size > 1 and model is self.model:
+            return self.accelerator.prepare_model(self.distiller)
+        return super()._wrap_model(model, training, dataloader)
 
 
 class DistillTrainer(DistillMixin, Trainer):
@@ -64,6 +74,11 @@ class DistillTrainer(DistillMixin, Trainer):
 
 def split(inputs: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """The student's batch, and the mask of the rows to distill."""
+    if "distill" not in inputs:
+        raise UserError(
+            "the batch has no distill, a bool for each row: the collator has to pass it on (TRL's own does not), and "
+            "remove_unused_columns=False to leave it in the rows"
+        )
     return {name: value for name, value in inputs.items() if name != "distill"}, inputs["distill"]
 
 

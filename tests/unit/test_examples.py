@@ -3,7 +3,9 @@
 import copy
 import importlib.util
 import json
+import os
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from parallelrun import in_workers
 from PIL import ExifTags, Image
 from processors import PROCESSORS, processor_of
 from tiny import picture, tiny_processor, tiny_student, tiny_teacher
@@ -51,6 +54,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def examples(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`examples/trainer.py` as a module."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
+    return example()
+
+
+def example() -> Any:
+    """`examples/trainer.py` as a module, where its folder is in the path."""
     specification = importlib.util.spec_from_file_location("example_trainer", EXAMPLES / "trainer.py")
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
@@ -156,21 +164,33 @@ def test_example_trains_a_model_that_loads(name: str, folder: Path, tmp_path: Pa
 
 
 def trained(
-    kind: type, arguments: Callable[..., Any], examples: Any, folder: Path, rows_at_once: int
+    kind: type, arguments: Callable[..., Any], examples: Any, folder: Path, rows_at_once: int, workers: int = 1
 ) -> dict[str, Tensor]:
-    """The student's weights after two steps of four rows each by plain gradient descent, `rows_at_once` a batch."""
+    """The student's weights after two steps of four rows each by plain gradient descent, `rows_at_once` a batch of one
+    of the workers.
+    """
     student = AutoModelForImageTextToText.from_pretrained(folder / "student")
     processor = AutoProcessor.from_pretrained(folder / "student")
     settings = arguments(
         output_dir=str(folder / "out"), per_device_train_batch_size=rows_at_once, seed=0, num_train_epochs=1,
-        gradient_accumulation_steps=4 // rows_at_once, optim="sgd", learning_rate=0.1, lr_scheduler_type="constant",
-        max_grad_norm=0, bf16=False, use_cpu=True, report_to="none", save_strategy="no", remove_unused_columns=False,
+        gradient_accumulation_steps=4 // rows_at_once // workers, optim="sgd", learning_rate=0.1,
+        lr_scheduler_type="constant", max_grad_norm=0, bf16=False, use_cpu=True, report_to="none", save_strategy="no",
+        remove_unused_columns=False,
     )  # fmt: skip
     collator = partial(examples.collate, processor)
     distiller = Distiller(student, tiny_teacher(seed=7), w_kd=3.0)
     rows = Dataset.from_list(examples.read_rows(str(folder / "rows.jsonl"))[:8])
     kind(distiller, settings, collator, rows, processing_class=processor).train()
     return {name: p.detach() for name, p in student.named_parameters()}
+
+
+def check_weights(found: dict[str, Tensor], expected: dict[str, Tensor], folder: Path) -> None:
+    """Weights that were trained from those of the folder are equal, but for rounding."""
+    with torch.no_grad():
+        start = AutoModelForImageTextToText.from_pretrained(folder / "student")
+        moved = max(float((p - expected[name]).abs().max()) for name, p in start.named_parameters())
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-4 * moved, msg=name)
 
 
 @pytest.mark.slow
@@ -183,19 +203,34 @@ def test_accumulation_is_one_large_batch(trainer: str, examples: Any, folder: Pa
     plain = package == "transformers"
     arguments = library.TrainingArguments if plain else partial(library.SFTConfig, dataset_kwargs=AS_IT_IS)
     at_once, one_by_one = (trained(kind, arguments, examples, folder, rows) for rows in (4, 1))
-    with torch.no_grad():
-        start = AutoModelForImageTextToText.from_pretrained(folder / "student")
-        moved = max(float((p - at_once[name]).abs().max()) for name, p in start.named_parameters())
-    for name, weight in at_once.items():
-        torch.testing.assert_close(one_by_one[name], weight, rtol=0, atol=1e-4 * moved, msg=name)
+    check_weights(one_by_one, at_once, folder)
 
 
-def test_more_than_one_device_is_refused(examples: Any, folder: Path):
-    """Where a Trainer would wrap the student, whose gradients then would not be summed, the mixin says so."""
+def of_a_worker(folder: Path, out: Path) -> None:
+    """The weights that one of two workers has in the end, saved; the environment is that of torchrun."""
+    rank = torch.distributed.get_rank()
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT="0")
+    sys.path.insert(0, str(EXAMPLES))
+    examples = example()
+    arguments = partial(TrainingArguments, ddp_backend="gloo")
+    torch.save(trained(examples.DistillTrainer, arguments, examples, folder, 1, workers=2), out / f"{rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_large_batch(examples: Any, folder: Path, tmp_path: Path):
+    """Both have the weights of one batch of all rows of a step, of which each reads half, a row at a time."""
+    in_workers(of_a_worker, folder, tmp_path)
+    at_once = trained(examples.DistillTrainer, TrainingArguments, examples, folder, 4)
+    for rank in (0, 1):
+        check_weights(torch.load(tmp_path / f"{rank}.pt"), at_once, folder)
+
+
+def test_several_devices_of_a_process_are_refused(examples: Any, folder: Path):
+    """Where a Trainer would copy the student, whose gradients then would not be summed, the mixin says so."""
     arguments = TrainingArguments(output_dir=str(folder / "out"), use_cpu=True, report_to="none")
     arguments._n_gpu = 2
     student = AutoModelForImageTextToText.from_pretrained(folder / "student")
-    with pytest.raises(UserError, match="use one process and one device"):
+    with pytest.raises(UserError, match="take one process for each"):
         examples.DistillTrainer(Distiller(student, tiny_teacher()), arguments)
 
 
@@ -233,6 +268,17 @@ def test_settings_of_the_trainers_own_loss_are_refused(trainer: str, examples: A
     given = (Distiller(student, tiny_teacher()), settings, partial(examples.collate, processor), rows)
     with pytest.raises(UserError, match="label_smoothing_factor: of the Trainer's own loss"):
         kind(*given, processing_class=processor)
+
+
+def test_a_batch_without_its_mask_is_refused(examples: Any, folder: Path):
+    """As TRL's own collator makes it: neither KD on every row nor an error about a key."""
+    arguments = TrainingArguments(output_dir=str(folder / "out"), use_cpu=True, report_to="none")
+    student = AutoModelForImageTextToText.from_pretrained(folder / "student")
+    row = examples.read_rows(str(folder / "rows.jsonl"))[0]
+    batch = examples.collate(AutoProcessor.from_pretrained(folder / "student"), [row])
+    trainer = examples.DistillTrainer(Distiller(student, tiny_teacher()), arguments)
+    with pytest.raises(UserError, match="the batch has no distill, a bool for each row"):
+        trainer.compute_loss(student, {name: value for name, value in batch.items() if name != "distill"})
 
 
 @pytest.mark.parametrize("cast", ["bf16_full_eval", "fp16_full_eval"])
