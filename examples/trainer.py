@@ -11,10 +11,12 @@ from __future__ import annotations
 import sys
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from own_loop import collate, read_rows
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Trainer, TrainingArguments
 
 from lingu_ray.distill import Distiller, UserError
@@ -67,9 +69,30 @@ class DistillMixin:
             return self.accelerator.prepare_model(self.distiller)
         return super()._wrap_model(model, training, dataloader)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.model._hf_peft_config_loaded:
+            load_adapter(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self.model._hf_peft_config_loaded:
+            load_adapter(self.model, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
 
 class DistillTrainer(DistillMixin, Trainer):
     """The Trainer of Transformers with a Distiller's loss."""
+
+
+def load_adapter(student: Any, folder: str) -> None:
+    """Read what the Trainer saved of a student's `add_adapter`, and itself reads for peft's own models alone."""
+    from peft import set_peft_model_state_dict
+
+    tensors = load_file(Path(folder, "adapter_model.safetensors"))
+    named = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
+    set_peft_model_state_dict(student, named, student.active_adapters()[0])
 
 
 def split(inputs: dict[str, Any]) -> tuple[dict[str, Any], Any]:

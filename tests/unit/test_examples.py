@@ -19,6 +19,7 @@ from datasets import Dataset
 from parallelrun import in_workers
 from PIL import ExifTags, Image
 from processors import PROCESSORS, processor_of
+from safetensors.torch import load_file
 from tiny import picture, tiny_processor, tiny_student, tiny_teacher
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
@@ -248,6 +249,35 @@ def test_adapters_are_saved_where_they_can_be(examples: Any, folder: Path, tmp_p
     loaded.load_adapter(str(tmp_path))
     assert loaded.state_dict().keys() == other.state_dict().keys()
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in other.state_dict().items())
+
+
+@pytest.mark.slow
+def test_adapters_are_resumed(examples: Any, folder: Path, tmp_path: Path):
+    """Training that resumes after the first of two steps ends with the same adapters; the best ones are read, too."""
+    peft = pytest.importorskip("peft", minversion=MIN_PEFT_VERSION)
+    processor = AutoProcessor.from_pretrained(folder / "student")
+    rows = Dataset.from_list(examples.read_rows(str(folder / "rows.jsonl"))[:4])
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=2, num_train_epochs=1, learning_rate=0.1, use_cpu=True,
+        report_to="none", remove_unused_columns=False, save_strategy="steps", save_steps=1, eval_strategy="steps",
+        eval_steps=1, load_best_model_at_end=True,
+    )  # fmt: skip
+
+    def trainer() -> Any:
+        student = AutoModelForImageTextToText.from_pretrained(folder / "student")
+        student.add_adapter(peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["connector"]))
+        collator, distiller = partial(examples.collate, processor), Distiller(student, tiny_teacher(seed=7))
+        return examples.DistillTrainer(distiller, arguments, collator, rows, rows)
+
+    first, second = trainer(), trainer()
+    first.train()
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    for name, weight in first.model.state_dict().items():
+        assert torch.equal(weight, second.model.state_dict()[name]), name
+    best = load_file(Path(first.state.best_model_checkpoint) / "adapter_model.safetensors")
+    first.save_model(str(tmp_path))
+    kept = load_file(tmp_path / "adapter_model.safetensors")
+    assert kept.keys() == best.keys() and all(torch.equal(kept[name], best[name]) for name in best)
 
 
 @pytest.mark.parametrize("trainer", ["transformers.Trainer", "trl.SFTTrainer"])
