@@ -170,7 +170,7 @@ def _store(module: nn.Module, key_BHTE: Tensor, value_BHTE: Tensor) -> None:
 @torch.compiler.disable
 def _hand_over(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Store what the attention of a compiled layer left on its module. After errors, too: nothing of them stays."""
-    for module in layer.children():
+    for module in layer.modules():
         for key_BHTE, value_BHTE in module.__dict__.pop("donated", ()):
             _store(module, key_BHTE, value_BHTE)
 

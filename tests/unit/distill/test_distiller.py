@@ -820,6 +820,17 @@ def test_a_compiled_layer_is_one_graph(batch):
         assert (found.loss, found.kd) == (expected.loss, expected.kd) and found.kd > 0
 
 
+def test_layers_may_be_compiled_before(batch):
+    """By `torch.compile(layer)`, which puts a module around each, as training loops of one's own do: the same loss."""
+    expected = Distiller(*pair("idefics3"))(batch).loss
+    family = FAMILIES["idefics3"]
+    student, teacher = family.student(family.teacher()), family.teacher(seed=7)
+    layers = student.get_decoder().layers
+    for name, layer in list(layers.named_children()):
+        layers.register_module(name, torch.compile(layer, fullgraph=True, backend="eager"))
+    assert torch.equal(Distiller(student, teacher)(batch).loss, expected)
+
+
 def test_a_student_without_image_token_is_refused():
     """A configuration that names no image token leaves open which positions are visual."""
     student = tiny_student(teacher := tiny_teacher())
