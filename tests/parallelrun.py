@@ -68,7 +68,7 @@ class Steps:
         train = {"tokens_per_micro_batch": 160, **train}
         self.config = config(data, data, train=train, teacher={"look_ahead": 1}, distill={"policy": "all"})
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.student = Student(load_student(self.config.student))
+        self.student = Student(load_student(self.config.student, as_stored=True))
         prepare(self.student, self.config.train, CPU, seed=0)
         self.optimizer = make_optimizer(self.student, self.config.train)
         dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32

@@ -177,10 +177,6 @@ def worker(run: Run, passes: PassMemory) -> Process:
     if not load.on_gpu:
         made = load.held_batches * (passes.activations + passes.tower.kept) + peak
         items.append(Item(FRAGMENTATION, LOST * made))
-        # the student is loaded in float32, beside the teacher, before its frozen weights are held in bf16
-        loaded = FLOAT32 * sum(run.models.parameters.values()) + sum(item.bytes for item in _teacher_in_worker(run))
-        if (beyond := loaded - sum(item.bytes for item in items)) > 0:
-            items.append(Item("more while the student is loaded", beyond))
     return Process("worker", True, (*items, _overhead(load)))
 
 
@@ -250,12 +246,15 @@ def updated_parameters(run: Run) -> float:
     return sum(run.models.trained.values()) - _share_elsewhere(run.config) * run.models.trained_layer_parameters
 
 
-def held_in_bf16(run: Run) -> int:
-    """Frozen parameters that a worker holds in bf16 (see `runtime/training/frozen.py`)."""
+def held_in_bf16(run: Run) -> float:
+    """Frozen parameters, or shards of them, that a worker holds in bf16 (see `runtime/training/frozen.py`)."""
     if not run.load.bf16:
         return 0
-    sharded = {id(p) for p in run.models.student.layers.parameters()} if shares_layers(run.config) else set[int]()
-    return sum(p.numel() for p in run.models.held_in_bf16 if id(p) not in sharded)
+    held = {id(p): p.numel() for p in run.models.held_in_bf16}
+    if held and shares_layers(run.config):  # of layers all frozen matrices, fused experts among them
+        matrices = [p for p in run.models.student.layers.parameters() if not p.requires_grad and p.ndim > 1]
+        held |= {id(p): p.numel() * (1 - _share_elsewhere(run.config)) for p in matrices}
+    return sum(held.values())
 
 
 def shares_layers(config: Config) -> bool:
@@ -337,12 +336,13 @@ def host(run: Run) -> Process:
 def _models_on_cpu(run: Run, copied: float) -> float:
     """Bytes on the host of a GPU where models are there, too: while they are loaded, or while the first worker exports.
 
-    `copied`: of a checkpoint, which stay. An export is gathered in float32 and made of that in the published dtype.
+    The student's files are mapped, and take none. `copied`: of a checkpoint, which stay. An export is gathered in
+    float32 and made of that in the published dtype.
     """
     models, student = run.models, sum(run.models.parameters.values())
     teacher = 0 if models.teacher is None else count(models.teacher) * run.load.bytes_per_number
     published = cast(torch.dtype, models.student.model.config.dtype or torch.float32)
-    return max(FLOAT32 * student + teacher, copied + (FLOAT32 + published.itemsize) * student)
+    return max(teacher, copied + (FLOAT32 + published.itemsize) * student)
 
 
 def _overhead(load: Workload) -> Item:

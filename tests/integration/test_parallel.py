@@ -1,5 +1,6 @@
 """Sharded and compiled training gives what plain training gives, whatever the workers have to do."""
 
+import shutil
 import threading
 import time
 
@@ -18,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForImageTextToText
 
 from lingu_ray.export import export as export_checkpoint
@@ -27,6 +29,9 @@ from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState, checkpoint
 from lingu_ray.runtime.checkpoints.checkpoint_writer import CheckpointWriter
 from lingu_ray.runtime.checkpoints.contents import load_checkpoint, saved_tensors
 from lingu_ray.runtime.run_folder.records import read_records
+from lingu_ray.runtime.training import prepare as preparing
+from lingu_ray.runtime.training import sharding
+from lingu_ray.runtime.training.frozen import place
 from lingu_ray.runtime.training.sharding import gather_full, unsharded
 
 pytestmark = pytest.mark.slow
@@ -251,6 +256,42 @@ def test_sharded_bf16(data, folder):
     ours, alone = outcome(folder / "bf16.pt"), Steps(data, precision="bf16").run(2)
     assert ours.loss == pytest.approx(alone.loss, rel=1e-2) and ours.norm == pytest.approx(alone.norm, rel=2e-2)
     assert all(tensor.dtype == torch.float32 for tensor in ours.weights.values() if tensor.is_floating_point())
+
+
+def test_shards_of_frozen_weights_are_held_in_bf16(data, tmp_path):
+    """Of a student published in bf16 they take half of the memory, and losses, answers and weights are the same to the
+    bit as with shards in float32; a checkpoint knows them again, and the export has what was published."""
+    published = tmp_path / "published"
+    shutil.copytree(data, published)
+    student = AutoModelForImageTextToText.from_pretrained(data / "student", dtype=torch.bfloat16)
+    student.save_pretrained(published / "student")
+    in_workers(leave_frozen_in_bf16, published, tmp_path)
+    ours, theirs = (torch.load(tmp_path / f"{name}.pt", weights_only=False) for name in ("held", "float32"))
+    assert (ours.loss, ours.kd, ours.norm, ours.answers) == (theirs.loss, theirs.kd, theirs.norm, theirs.answers)
+    assert all(tensor.equal(theirs.gradients[name]) for name, tensor in ours.gradients.items()) and ours.gradients
+    assert all(tensor.float().equal(theirs.weights[name].float()) for name, tensor in ours.weights.items())
+    export = load_file(tmp_path / "export" / "model.safetensors")
+    start = load_file(published / "student" / "model.safetensors")
+    name = "model.text_model.layers.1.self_attn.k_proj.weight"  # has no adapter
+    assert export[name].equal(start[name].float())
+
+
+def leave_frozen_in_bf16(data, folder):
+    """Runs with adapters as one of two workers, whose frozen shards are bf16, and float32."""
+    train = RUNS["lora"] | {"precision": "bf16"}
+    steps = Steps(data, **train)
+    frozen = [p for p in steps.student.layers.parameters() if isinstance(p, DTensor) and not p.requires_grad]
+    assert frozen and {p.to_local().dtype for p in frozen} == {torch.bfloat16}
+    keep(steps, 2, folder / "held")
+    steps.save(folder / "checkpoints", 2, "sharded")
+    Steps(data, **train).load(folder / "checkpoints")
+    steps.export(folder / "export")
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (preparing, sharding):
+            patched.setattr(module, "place", lambda module, device, in_bf16: place(module, device, []))
+        steps = Steps(data, **train)
+    assert {p.dtype for p in steps.student.model.parameters()} == {torch.float32}
+    keep(steps, 2, folder / "float32")
 
 
 def test_checkpoints_go_on_with_other_workers_and_parallelism(data, folder):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -82,11 +81,10 @@ def read_alignment(folder: RunFolder) -> AlignmentRecord | None:
 
 
 def load_alignment(model: PreTrainedModel, weights: Path) -> None:
-    """Give a run's student the weights that the alignment changed, which are in this file."""
+    """Give a run's student the weights that the alignment changed, which are in this file, in float32."""
     named = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in load_file(weights).items():
-            named[name].copy_(tensor)
+    for name, tensor in load_file(weights).items():
+        named[name].data = named[name].data.float().copy_(tensor)
 
 
 def alignment_figures(record: AlignmentRecord | None) -> dict[str, float]:

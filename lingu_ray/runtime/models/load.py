@@ -144,14 +144,18 @@ def teacher_tokens(settings: TeacherConfig) -> tuple[PreTrainedTokenizerBase, in
     return tokenizer, known_ids(tokenizer, model, f"teacher.path={settings.path}")
 
 
-def load_student(settings: StudentConfig, attention: Attention = "sdpa") -> PreTrainedModel:
-    """The VLM of `student.path`, in float32. Raises UserError when there is none, or not all of one."""
+def load_student(settings: StudentConfig, attention: Attention = "sdpa", as_stored: bool = False) -> PreTrainedModel:
+    """The VLM of `student.path`, in float32; `as_stored`: each parameter in the dtype of its file, which is mapped.
+
+    Raises UserError when there is none, or not all of one.
+    """
     assert settings.path is not None
     with loading("student.path", settings.path, "cannot be loaded as a VLM"):
         return load_whole(
             AutoModelForImageTextToText,
             f"student.path={settings.path}",
             local_copy(settings.path),
+            as_stored=as_stored,
             revision=settings.revision,
             dtype=torch.float32,
             trust_remote_code=settings.trust_remote_code,

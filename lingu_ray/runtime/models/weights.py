@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
@@ -75,7 +75,12 @@ def loading(setting: str, path: str, what: str) -> Iterator[None]:
 
 
 def load_whole(
-    loader: Any, origin: str, place: str | None, trust_remote_code: bool = False, **arguments: Any
+    loader: Any,
+    origin: str,
+    place: str | None,
+    trust_remote_code: bool = False,
+    as_stored: bool = False,
+    **arguments: Any,
 ) -> PreTrainedModel:
     """A model with all of its weights from its files.
 
@@ -84,6 +89,7 @@ def load_whole(
         origin: the setting and its value, for messages: `teacher.path=models/lm`.
         place: a folder or hub id; None where `config` and `state_dict` are among the arguments.
         trust_remote_code: whether code of its own is run; Transformers would ask on the terminal.
+        as_stored: whether parameters keep the dtypes of the files; `dtype` is then float32, that of all else.
         arguments: further ones of `from_pretrained`.
 
     Raises:
@@ -91,7 +97,7 @@ def load_whole(
             matrix, which it is by the configuration; or as `refuse_unread`.
         NOT_LOADABLE: no model can be loaded.
     """
-    with _without_load_report():
+    with _without_load_report(), _dtypes_of_files() if as_stored else nullcontext():
         # Transformers raises at other shapes without naming them; the report names them, and is an error here
         model, report = loader.from_pretrained(
             place,
@@ -100,6 +106,10 @@ def load_whole(
             trust_remote_code=trust_remote_code,
             **arguments,
         )
+    if as_stored:
+        for tensor in model.state_dict(keep_vars=True).values():
+            if tensor.is_floating_point() and not isinstance(tensor, nn.Parameter):
+                tensor.data = tensor.data.float()
     if (file := arguments.get("gguf_file")) is not None:
         refuse_unread(model, origin, str(place), file, arguments.get("revision"))
     _check_report(model, report, origin)
@@ -290,6 +300,17 @@ def _has_two_heads(model: PreTrainedModel) -> bool:
 
 def _text(model: PreTrainedModel) -> PreTrainedConfig:
     return model.config.get_text_config(decoder=True)
+
+
+@contextmanager
+def _dtypes_of_files() -> Iterator[None]:
+    """Let Transformers load each tensor in the dtype of its file. Of its own it has one dtype for all."""
+    plan = PreTrainedModel._get_dtype_plan
+    PreTrainedModel._get_dtype_plan = lambda self, dtype: {"*": None}
+    try:
+        yield
+    finally:
+        PreTrainedModel._get_dtype_plan = plan
 
 
 @contextmanager

@@ -6,32 +6,34 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from torch import nn
 
 from lingu_ray.config import TrainConfig
 from lingu_ray.distill.lora import add_adapters
 from lingu_ray.distill.student import Student
-from lingu_ray.runtime.training.frozen import hold_in_bf16
+from lingu_ray.runtime.training.frozen import frozen_in_linear, place, seen_as_float32
 from lingu_ray.runtime.training.optimizer import freeze
 from lingu_ray.runtime.training.sharding import shard, unsharded
 
 
 def prepare(student: Student, settings: TrainConfig, device: torch.device, seed: int) -> None:
-    """Prepare the student in place, as the settings say, and move it to `device`; `seed`: of the adapters."""
+    """Prepare the student in place, as the settings say, and move it to `device`; `seed`: of the adapters.
+
+    Its weights may be of any dtype.
+    """
     student.model.train()
     if settings.gradient_checkpointing:
         student.model.gradient_checkpointing_enable({"use_reentrant": False})
     if settings.lora is not None:
-        add_adapters(student.decoder, **dict(settings.lora), seed=seed)
-    if settings.parallelism == "fsdp2":
-        shard(student, device, bf16=settings.precision == "bf16")
+        with seen_as_float32(student.decoder):  # adapters are made in the dtype of their layers
+            add_adapters(student.decoder, **dict(settings.lora), seed=seed)
     freeze(student, settings)
-    if settings.precision == "bf16":
-        hold_in_bf16(student.model)
+    bf16 = settings.precision == "bf16"
+    if settings.parallelism == "fsdp2":
+        shard(student, device, bf16)
+    place(student.model, device, frozen_in_linear(student.model) if bf16 else [])
     if settings.compile:
         for layer in student.layers:
             layer.compile(dynamic=True)
-    nn.Module.to(student.model, device)
 
 
 @contextmanager

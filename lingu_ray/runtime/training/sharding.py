@@ -34,14 +34,16 @@ from lingu_ray.corpus.batch import MicroBatch
 from lingu_ray.distill.student import Student
 from lingu_ray.runtime.checkpoints.tensor_files import Piece, whole
 from lingu_ray.runtime.training.distributed import all_max, is_alone
+from lingu_ray.runtime.training.frozen import place
 
 
 def shard(student: Student, device: torch.device, bf16: bool) -> None:
     """Shard the decoder's layers over all workers, on `device`; one worker alone keeps them as they are.
 
-    All workers must have the same weights. With `bf16` layers run under autocast alone: matrices, which it would round,
-    are gathered rounded, in half of the bytes; vectors (norms) stay float32, and are replicated. Gradients are reduced
-    in float32.
+    All workers must have the same weights, and know what of them learns; a layer is whole on the device for a moment.
+    With `bf16` layers run under autocast alone: matrices, which it would round, are gathered rounded, in half of the
+    bytes, so frozen ones are held so (see `place`); vectors (norms) stay float32, and are replicated. Gradients are
+    reduced in float32.
     """
     if is_alone():
         return
@@ -50,7 +52,10 @@ def shard(student: Student, device: torch.device, bf16: bool) -> None:
     if bf16:
         policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
         replicated = {parameter for parameter in student.layers.parameters() if parameter.ndim == 1}
-    sharded = [fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=replicated) for layer in student.layers]
+    sharded = []
+    for layer in student.layers:
+        place(layer, device, [p for p in layer.parameters() if bf16 and not p.requires_grad and p.ndim > 1])
+        sharded.append(fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=replicated))
     # The decoder has no shards of its own; as their root it lets the layers prefetch each other.
     fully_shard(student.decoder, mesh=mesh, ignored_params=set(student.decoder.parameters()))
     for before, layer in zip([sharded[0], *sharded], sharded, strict=False):

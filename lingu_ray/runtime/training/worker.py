@@ -331,7 +331,7 @@ class Worker:
     def _load_student(self) -> Student:
         check_loaded_models(self.config, self.folder, [STUDENT])
         settings = initial_student(self.config, self.folder.initial_model)
-        student = Student(load_student(settings, self.config.train.attention))
+        student = Student(load_student(settings, self.config.train.attention, as_stored=True))
         if self.config.align is not None:
             load_alignment(student.model, self.folder.aligned_weights)
         prepare(student, self.config.train, self.device, self.config.seed)

@@ -12,15 +12,16 @@ from test_on_a_gpu import CPU, batches, config_of, run
 from tiny import tiny_processor, tiny_student, tiny_teacher
 from torch import nn
 
-from lingu_ray.config import LearningRates, LoraConfig, TrainConfig
+from lingu_ray.config import LearningRates, LoraConfig, StudentConfig, TrainConfig
 from lingu_ray.distill.lora import is_adapter
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState
 from lingu_ray.runtime.checkpoints.contents import load_checkpoint
 from lingu_ray.runtime.models.export import export_model
+from lingu_ray.runtime.models.load import load_student
 from lingu_ray.runtime.training import prepare as preparing
-from lingu_ray.runtime.training.frozen import frozen_in_linear, hold_in_bf16
+from lingu_ray.runtime.training.frozen import frozen_in_linear, place
 from lingu_ray.runtime.training.optimizer import make_optimizer
 from lingu_ray.runtime.training.prepare import prepare
 from lingu_ray.runtime.training.step import MicroBatches
@@ -57,7 +58,7 @@ def test_a_step_is_the_same_to_the_bit(name: str, monkeypatch: pytest.MonkeyPatc
     held = trained(FAMILIES[name], ADAPTERS)
     frozen = frozen_in_linear(held.student.model)
     assert len(frozen) > 10 and all(parameter.dtype == torch.bfloat16 for parameter in frozen)
-    monkeypatch.setattr(preparing, "hold_in_bf16", lambda model: None)
+    monkeypatch.setattr(preparing, "frozen_in_linear", lambda model: [])
     plain = trained(FAMILIES[name], ADAPTERS)
     for batch in batches(FAMILIES[name], packing=False):
         ours, theirs = run(held, batch), run(plain, batch)
@@ -80,11 +81,32 @@ def test_what_stays_in_float32() -> None:
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16().float()
     inexact.data[0, 0] = TENTH
-    hold_in_bf16(model)
+    place(model, CPU, frozen_in_linear(model))
     assert {parameter.dtype for parameter in exact} == {torch.bfloat16}
     of_linear = {id(parameter) for module in linear for parameter in module.parameters()}
     others = [learns, inexact, tied, *(p for p in model.parameters() if id(p) not in of_linear)]
     assert {parameter.dtype for parameter in others} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", each(name for name, one in FAMILIES.items() if one.modality == "image"))
+def test_a_student_is_the_same_whatever_dtypes_it_is_loaded_in(name: str, tmp_path: Path) -> None:
+    """Parameters, adapters among them, and buffers, to the bit: loaded as its files have them, and in float32. Of the
+    files most is bf16, the first layer's float32, and a norm float16."""
+    model = FAMILIES[name].student(FAMILIES[name].teacher()).bfloat16()
+    layers = model.get_decoder().layers
+    layers[0].float()
+    layers[1].input_layernorm.half()
+    model.save_pretrained(tmp_path)
+    settings = StudentConfig(path=str(tmp_path))
+    mapped, plain = (Student(load_student(settings, as_stored=stored)) for stored in (True, False))
+    assert {p.dtype for p in mapped.model.parameters()} == {torch.bfloat16, torch.float32, torch.float16}
+    assert {p.dtype for p in plain.model.parameters()} == {torch.float32}
+    for student in (mapped, plain):
+        prepare(student, ADAPTERS, CPU, seed=0)
+    for kind in ("named_parameters", "named_buffers"):
+        for (key, ours), (_, theirs) in zip(getattr(mapped.model, kind)(), getattr(plain.model, kind)(), strict=True):
+            assert ours.dtype == theirs.dtype and ours.equal(theirs), key
+    assert {p.dtype for p in mapped.model.parameters()} == {torch.bfloat16, torch.float32}
 
 
 def test_no_other_precision_holds_them() -> None:
@@ -103,7 +125,7 @@ def test_checkpoints_and_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return made
 
     held = student()
-    monkeypatch.setattr(preparing, "hold_in_bf16", lambda model: None)
+    monkeypatch.setattr(preparing, "frozen_in_linear", lambda model: [])
     plain = student()
     for name, parameter in plain.model.named_parameters():
         if is_adapter(name):
