@@ -336,13 +336,13 @@ def host(run: Run) -> Process:
 def _models_on_cpu(run: Run, copied: float) -> float:
     """Bytes on the host of a GPU where models are there, too: while they are loaded, or while the first worker exports.
 
-    The student's files are mapped, and take none. `copied`: of a checkpoint, which stay. An export is gathered in
-    float32 and made of that in the published dtype.
+    The student's files are mapped, and take none. `copied`: of a checkpoint, which stay. An export is gathered in the
+    published dtype.
     """
     models, student = run.models, sum(run.models.parameters.values())
     teacher = 0 if models.teacher is None else count(models.teacher) * run.load.bytes_per_number
     published = cast(torch.dtype, models.student.model.config.dtype or torch.float32)
-    return max(teacher, copied + (FLOAT32 + published.itemsize) * student)
+    return max(teacher, copied + published.itemsize * student)
 
 
 def _overhead(load: Workload) -> Item:

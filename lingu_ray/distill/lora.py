@@ -78,6 +78,11 @@ def is_adapter(name: str) -> bool:
     return re.search(r"\.lora_[AB]\.", name) is not None
 
 
+def merged_name(name: str) -> str:
+    """The name, without adapters, of what a tensor of an adapted model is part of."""
+    return re.sub(rf"\.(base_layer|lora_[AB]\.{_ADAPTER})\.", ".", name)
+
+
 def merged(tensors: dict[str, Tensor], rank: int, alpha: float) -> dict[str, Tensor]:
     """The model's tensors with the adapters merged in, under their names without adapters: W + alpha / rank · B A."""
     weights = {}
@@ -87,5 +92,5 @@ def merged(tensors: dict[str, Tensor], rank: int, alpha: float) -> dict[str, Ten
             down, up = (tensors[f"{layer}.lora_{part}.{_ADAPTER}.weight"] for part in "AB")
             tensor = tensor + alpha / rank * (up @ down)
         if not is_adapter(name):
-            weights[name.replace(_BASE, ".")] = tensor
+            weights[merged_name(name)] = tensor
     return weights

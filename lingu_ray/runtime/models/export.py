@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from transformers import CLIPVisionModel, PreTrainedModel, ProcessorMixin, Sigli
 from lingu_ray.atomic import whole_folder
 from lingu_ray.config import LoraConfig
 from lingu_ray.corpus.encode import Encoder
-from lingu_ray.distill.lora import merged
+from lingu_ray.distill.lora import merged, merged_name
 from lingu_ray.processors import write_processor
 from lingu_ray.runtime.models.verify import verify_export
 from lingu_ray.runtime.training.distributed import is_main_process
@@ -64,13 +65,23 @@ def has_own_code(model: PreTrainedModel, processor: ProcessorMixin) -> bool:
 def exported_tensors(model: PreTrainedModel, dtype: torch.dtype, lora: LoraConfig | None = None) -> dict[str, Tensor]:
     """The tensors to export by the names of the model's class, in `dtype`: unsharded, adapters merged, on the CPU.
 
-    All workers must call it; empty on all but the first.
+    All workers must call it; empty on all but the first. They are made one by one: beside them one weight is held in
+    the dtype that it was trained in.
     """
-    tensors = gather_full(model.state_dict(keep_vars=True), is_main_process())
-    if lora is not None and tensors:
-        tensors = merged(tensors, lora.rank, lora.alpha)
-    cast = {id(tensor): tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors.values()}
-    return {name: cast[id(tensor)] for name, tensor in tensors.items()}
+    parts = defaultdict[str, dict[str, Tensor]](dict)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        parts[merged_name(name)][name] = tensor
+    made: dict[int, list[Tensor]] = {}  # tied ones stay one tensor
+    exported: dict[str, Tensor] = {}
+    for name, of_name in parts.items():
+        key = id(next(iter(of_name.values())))
+        if key not in made:
+            gathered = gather_full(of_name, is_main_process())
+            full = merged(gathered, lora.rank, lora.alpha) if lora is not None else gathered
+            made[key] = [one.to(dtype) if one.is_floating_point() else one for one in full.values()]
+        for one in made[key]:  # or none
+            exported[name] = one
+    return exported
 
 
 def write_files(

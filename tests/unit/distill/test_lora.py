@@ -11,12 +11,13 @@ from torch import nn
 from transformers import Idefics3ForConditionalGeneration, Qwen3MoeModel
 
 from lingu_ray.config import LearningRates, LoraConfig, TrainConfig
+from lingu_ray.cost.trace import LiveBytes
 from lingu_ray.distill.donation import plan_donation
 from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.lora import add_adapters, is_adapter
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.models.export import export_model
+from lingu_ray.runtime.models.export import export_model, exported_tensors
 from lingu_ray.runtime.preparation import check_adapted
 from lingu_ray.runtime.training.optimizer import make_optimizer, trained_parameters
 
@@ -112,6 +113,16 @@ def test_export_is_merged(tmp_path):
     assert export.config.to_diff_dict() == type(plain).from_pretrained(tmp_path / "plain").config.to_diff_dict()
     with torch.no_grad():
         torch.testing.assert_close(export(input_ids=inputs.input_ids_BT).logits, live, rtol=1e-5, atol=1e-5)
+
+
+def test_an_export_takes_no_copy_in_float32():
+    """Beside the tensors that it gives, in bf16, there is one weight in float32, with what is added to it."""
+    student = adapted()
+    largest = max(p.numel() for p in student.decoder.layers.parameters())
+    with LiveBytes() as live:
+        tensors = exported_tensors(student.model, torch.bfloat16, LORA)
+    assert live.now == sum({id(tensor): tensor.nbytes for tensor in tensors.values()}.values())
+    assert live.now <= live.peak <= live.now + 3 * 4 * largest < 2 * live.now
 
 
 def test_donated_kv_is_the_adapted_decoders(tmp_path):
