@@ -219,7 +219,7 @@ def _peak_of_step(run: Run, passes: PassMemory) -> tuple[str, float]:
         "vision tower": passes.tower.peak - passes.decoder.kept - passes.tower.kept,
         "captured KV": captured,
         "loss": passes.loss.peak,
-        "backward pass": passes.loss.kept + passes.decoder.peak - passes.decoder.kept,
+        "backward pass": passes.loss.kept + passes.decoder.peak - passes.decoder.kept + _scattered_gradients(run),
         "last gradients": _last_gradients(run, passes) - passes.decoder.kept - passes.tower.kept,
     }
     if shares_layers(run.config):
@@ -227,6 +227,14 @@ def _peak_of_step(run: Run, passes: PassMemory) -> tuple[str, float]:
         moments["all layers, gathered to validate"] = _gathered(run) - held
     largest = max(moments, key=lambda name: moments[name])
     return largest, max(0.0, moments[largest])
+
+
+def _scattered_gradients(run: Run) -> float:
+    """Bytes of a layer's gradients under FSDP2: whole, as they are computed, and in float32, as they are scattered."""
+    if not shares_layers(run.config):
+        return 0.0
+    of_layer = run.models.trained_layer_parameters / run.models.text.num_hidden_layers
+    return (run.load.bytes_per_number + FLOAT32) * of_layer
 
 
 def _last_gradients(run: Run, passes: PassMemory) -> float:

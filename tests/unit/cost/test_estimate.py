@@ -158,22 +158,31 @@ def test_settings_move_memory(pair: Path, tmp_path: Path, on_h100: Any):
     )
 
 
+SHARED = {"parallelism": "fsdp2"}
+
+
 def test_layers_that_are_shared(pair: Path, tmp_path: Path, on_h100: Any):
-    """Under FSDP2 they come rounded, so that no rounded copy of them is kept, and all at once to validate."""
+    """Under FSDP2 they come rounded, so that no rounded copy of them is kept, and all at once to validate; gradients of
+    a layer are whole until they are scattered."""
 
     def found(**train: Any) -> Estimate:
         settings = {"precision": "bf16", "tokens_per_micro_batch": 160, "rows_per_step": 2} | train
         config = tinyrun.config(pair, tmp_path, train=settings, ray={"num_workers": 2, "use_gpu": True})
         return on_h100(config, text_tokens=1, answer_tokens=1)
 
-    apart, shared = found(), found(parallelism="fsdp2")
+    apart, shared = found(), found(**SHARED)
     kept, rounded = "kept for the backward pass, 1 micro-batch", "trained weights, rounded to bf16"
     matrices = sum(p.numel() for p in apart.models.student.layers.parameters() if p.ndim > 1)
     assert items(apart, 0)[rounded] - items(shared, 0)[rounded] == 2 * matrices
     assert items(apart, 0)[kept] == items(shared, 0)[kept]
-    small = items(found(parallelism="fsdp2", gradient_checkpointing=True), 0)
+    alone, scattered = (items(found(precision="fp32", tokens_per_micro_batch=320, **more), 0) for more in ({}, SHARED))
+    backward = "peak of a step on top: backward pass"
+    of_layer = apart.models.layer_parameters / apart.models.text.num_hidden_layers
+    assert scattered[backward] - alone[backward] == 8 * of_layer  # its gradients, and what of them is scattered
+    adapted = found(**SHARED, gradient_checkpointing=True, lora={"rank": 1})
+    small = items(adapted, 0)
     largest = small["peak of a step on top: all layers, gathered to validate"]
-    assert largest + small[kept] == 2 * shared.models.layer_parameters
+    assert largest + small[kept] == 2 * adapted.models.layer_parameters
 
 
 def test_pictures_in_memory_are_those_of_steps_or_of_a_validation(pair: Path, tmp_path: Path, on_h100: Any):
