@@ -1,4 +1,4 @@
-"""What a machine's GPU makes of all this, by one command: right results first, then speed and memory.
+"""What a machine's GPU makes of all this, by one command; what is asked most comes first.
 
     python -m benchmarks.gpu                                   a quarter of an hour on one H100
     python -m benchmarks.gpu sections=parity,step out=runs/gpu
@@ -6,11 +6,12 @@
 
 Sections:
 
-    parity      a step on the GPU against the CPU's, and with the teacher in an actor (benchmarks.parity)
     step        what the teacher costs a step in time and memory, in the shapes of four models (benchmarks.step)
     loss        the loss beside those of Liger and TRL, where they are installed (benchmarks.loss)
     transport   KV from worker to teacher (benchmarks.transport)
-    evaluate    vLLM against Transformers (benchmarks.evaluate)
+    choices     attention, frozen weights, launches: what is chosen on GPUs beside what is not (benchmarks.choices)
+    parity      a step on the GPU against the CPU's, and with the teacher in an actor (benchmarks.parity)
+    evaluate    vLLM against Transformers, where vLLM is installed (benchmarks.evaluate)
 
 Each part of a section is a process of its own, whose results and log are in a folder of `out`. One that fails, or takes
 longer than `most_seconds`, is named with its error in the table, the others still run, and the exit code is 1. The same
@@ -33,6 +34,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -40,7 +42,7 @@ import psutil
 from pydantic import Field, PositiveInt
 
 from benchmarks.pairs import PairName
-from benchmarks.report import NO_MEMORY, BenchmarkConfig, Row, publish
+from benchmarks.report import BenchmarkConfig, Row, publish
 from lingu_ray.atomic import write_json
 from lingu_ray.config import Several
 from lingu_ray.config.command_line import settings_alone
@@ -51,7 +53,7 @@ from lingu_ray.runtime.doctor.gpu import MEND_DRIVER, gpus
 from lingu_ray.runtime.tracking.environment import describe_environment
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
-SectionName = Literal["parity", "step", "loss", "transport", "evaluate"]
+SectionName = Literal["step", "loss", "transport", "choices", "parity", "evaluate"]
 MODELS: tuple[PairName, ...] = ("SmolVLM-256M", "SmolVLM-500M", "nanoVLM-460M", "Qwen2-VL-2B")
 
 
@@ -94,6 +96,9 @@ def main(arguments: list[str]) -> None:
         _require_gpu()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the part that runs is ended, too
     parts = [part for part in parts_of(options.size) if part.section in options.sections]
+    if find_spec("vllm") is None and any(part.section == "evaluate" for part in parts):
+        print("evaluate: left out, vllm is not installed", file=sys.stderr)
+        parts = [part for part in parts if part.section != "evaluate"]
     rows, results = [], {}
     try:
         for number, part in enumerate(parts, 1):
@@ -120,25 +125,28 @@ def _require_gpu() -> None:
 
 
 def parts_of(size: str) -> list[Part]:
-    """All parts, those first without which the others mean nothing."""
+    """All parts, those first that are asked for most."""
     if size == "tiny":
         rows = ("rows=2", "micro_batches=2", "image_tokens=4", "text_tokens=4", "answer_tokens=4")
         return [
-            Part("parity", "tiny", ("pair=tiny", *rows)),
             Part("step", "tiny", ("pair=tiny", *rows, "repeats=1", "ways=in_process,actor_1,cuda_ipc_1")),
             Part("loss", "", ("tokens=64", "vocabulary=512", "width=64", "repeats=1")),
             Part("transport", "", ("sizes=1", "dtypes=bfloat16", "repeats=1")),
+            Part("choices", "", ("pair=tiny", *rows, "repeats=1")),
+            Part("parity", "tiny", ("pair=tiny", *rows)),
             Part("evaluate", "", ("layers=1", "items=2", "images=1", "new_tokens=2", "repeats=1")),
         ]
-    ways = "ways=in_process,in_process_joined,actor_1,cuda_ipc_0,cuda_ipc_1,full_sequence"
+    timed = ("ways=in_process,cuda_ipc_1,actor_1,in_process_joined,full_sequence", "repeats=9", "most_seconds=60")
     return [
-        *(Part("parity", pair, (f"pair={pair}",)) for pair in ("SmolVLM-256M", "Qwen2-VL-2B")),
         *(
-            Part("step", pair, (f"pair={pair}", ways, "precision=bf16", f"rows={8 if 'Qwen' in pair else 16}"))
+            Part("step", pair, (f"pair={pair}", f"rows={8 if 'Qwen' in pair else 16}", "precision=bf16", *timed))
             for pair in MODELS
         ),
-        Part("loss", "", ("tokens=1024,8192", "vocabulary=49152,151936")),
+        Part("loss", "large", ("tokens=8192", "vocabulary=131072")),  # compiling Liger's takes most of the time
         Part("transport", "", ("sizes=64,256", "dtypes=bfloat16")),
+        Part("choices", "", ()),
+        *(Part("parity", pair, (f"pair={pair}",)) for pair in ("SmolVLM-256M", "Qwen2-VL-2B")),
+        Part("loss", "small", ("tokens=1024,8192", "vocabulary=49152")),
         Part("evaluate", "", ("tokens_per_batch=8192", "items=256", "images=64")),
     ]
 
@@ -249,17 +257,28 @@ def _times(value: float | None, otherwise: str) -> str:
 
 def _step(result: Row) -> str:
     rows = [row for row in result["rows"] if row["way"] != "sft"]
-    peak = max((row["peak_GiB"] for row in rows if row["peak_GiB"]), default=None)
+    peak = max((row["peak_GiB"] for row in rows if row.get("peak_GiB")), default=None)
     times = ", ".join(f"{row['way']} {_times(row['ratio_to_sft'], row['quartiles'])}" for row in rows)
-    return f"time over plain fine-tuning: {times}" + (f"; most memory {peak:.1f} GiB" if peak else "")
+    found = f"time over plain fine-tuning: {times}" + (f"; most memory {peak:.1f} GiB" if peak else "")
+    estimates = [
+        f"{row['way']} {row['median_s']:.2f} s for {row['estimated_s']:.2f}, {row['peak_GiB']:.1f} GiB for "
+        f"{row['estimated_GiB']:.1f}"
+        for row in result["rows"]
+        if row.get("estimated_s") and row["median_s"] and row["peak_GiB"]
+    ]
+    return found + (f"; measured, and for how much estimated: {', '.join(estimates)}" if estimates else "")
 
 
 def _loss(result: Row) -> str:
     size = max((row["tokens"], row["vocabulary"]) for row in result["rows"])
     largest = [row for row in result["rows"] if (row["tokens"], row["vocabulary"]) == size]
-    times = ", ".join(f"{row['loss']} {_times(row['times ours'], NO_MEMORY)}" for row in largest)
+    times = ", ".join(f"{row['loss']} {_times(row['times ours'], _without_ours(row))}" for row in largest)
     absent = f"; not installed: {', '.join(result['left_out'])}" if result["left_out"] else ""
     return f"time over ours, {size[0]} × {size[1]}: {times}{absent}"
+
+
+def _without_ours(row: Row) -> str:
+    return row["quartiles, ms"] if row["ms"] is None else f"{row['ms']:.3g} ms"
 
 
 def _transport(result: Row) -> str:
@@ -269,15 +288,27 @@ def _transport(result: Row) -> str:
 
 
 def _evaluate(result: Row) -> str:
-    rows = [row for row in result["rows"] if row["engine"] == "vllm"]
-    if not rows:
-        return "vllm is not installed, so Transformers alone"
     return "vLLM's speed over Transformers': " + ", ".join(
-        f"{row['task']} {row['to_transformers']:.2f} ({row['model']})" for row in rows
+        f"{row['task']} {row['to_transformers']:.2f} ({row['model']})"
+        for row in result["rows"]
+        if row["engine"] == "vllm"
     )
 
 
-SUMMARIES = {"parity": _parity, "step": _step, "loss": _loss, "transport": _transport, "evaluate": _evaluate}
+def _choices(result: Row) -> str:
+    ratios = [f"{row['way']} {_times(row['ratio'], row['quartiles'])}" for row in result["rows"] if row["us"] is None]
+    launches = [f"{row['way']} {row['us']:.1f} µs" for row in result["rows"] if row["us"] is not None]
+    return f"time over what is chosen: {', '.join(ratios + launches)}"
+
+
+SUMMARIES = {
+    "step": _step,
+    "loss": _loss,
+    "transport": _transport,
+    "choices": _choices,
+    "parity": _parity,
+    "evaluate": _evaluate,
+}
 
 if __name__ == "__main__":
     run_command(main)

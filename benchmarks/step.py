@@ -16,12 +16,15 @@ small, so that the student's own work does not hide the teacher's; with it all i
 
 All runs in one Ray task, so that worker and teacher have the priority that they have in training. Every way is timed
 between two steps of `sft` and compared with their mean, so that a machine whose speed drifts does not tell against one.
-A way for which the GPU's memory does not suffice, or cannot be shared, has a row that says so, and no numbers.
-`peak_GiB`, on GPUs: most memory of the worker in a further step, weights and optimizer included, an actor's left out.
+A way for which the GPU's memory does not suffice, or cannot be shared, has a row that says so, and no numbers. So has
+one that fails; then the exit code is 1. `peak_GiB`, on GPUs: most memory of the worker in a further step, weights and
+optimizer included, an actor's left out. `estimated_s` and `estimated_GiB`, on GPUs with a `pair`: what `lingu-ray
+estimate` says of them, without the CUDA context.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -38,21 +41,26 @@ from tqdm import tqdm
 from benchmarks.one_step import Teachers, add_gradients, run_config
 from benchmarks.pairs import Pair, PairName, llama_pair, named_pair
 from benchmarks.report import (
-    NO_MEMORY,
     BenchmarkConfig,
     Measured,
     Row,
     Timing,
-    if_it_fits,
     measure_between,
     plot_bars,
     publish,
     ratios,
+    require_all,
+    run_or_reason,
 )
-from lingu_ray.config import Several, TrainConfig
+from lingu_ray.config import Config, Several, TrainConfig
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
+from lingu_ray.config.settings import changed
 from lingu_ray.corpus.batch import MicroBatch
+from lingu_ray.cost.devices import GIB, Device, gpu_here
+from lingu_ray.cost.estimate import estimate_of
+from lingu_ray.cost.models import read_models
+from lingu_ray.cost.workload import RowConfig
 from lingu_ray.distill.donation import predicting
 from lingu_ray.distill.inputs import forward_arguments
 from lingu_ray.distill.student import Student
@@ -86,6 +94,7 @@ class StepConfig(BenchmarkConfig):
     """Settings of the benchmark."""
 
     repeats: PositiveInt = Field(3, description="rounds of timing")
+    most_seconds: PositiveInt | None = Field(None, description="after which no round begins; null: all do")
     ways: Several[Way] = Field(EVERYWHERE, description="what is timed beside plain fine-tuning")
     pair: PairName | None = Field(None, description="shapes of a model; null: a decoder as below, and a small tower")
     rows: PositiveInt = Field(8, description="rows of a micro-batch")
@@ -110,23 +119,36 @@ def main(arguments: list[str]) -> None:
     gpus = 1 if torch.cuda.is_available() else 0
     task: Any = ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming")(_measure)
     steps: list[Measured] = []
-    peaks: dict[str, float] = {}
+    figures: dict[str, Row] = {}
     absent: dict[str, str] = {}
+    failure: Exception | None = None
     with tqdm(total=len(settings["ways"]) * settings["repeats"], unit="step", desc="after warm-up") as bar:
-        for reference in task.remote(settings):
-            found = ray.get(reference)
-            if isinstance(found, Peak):
-                peaks[found.name] = found.gib
-            elif isinstance(found, Absent):
-                absent[found.name] = found.why
-            else:
-                steps.append(found)
-                bar.update()
+        try:
+            for reference in task.remote(settings):
+                found = ray.get(reference)
+                if isinstance(found, Figures):
+                    figures.setdefault(found.name, {}).update(found.columns)
+                elif isinstance(found, Absent):
+                    absent[found.name] = found.why
+                else:
+                    steps.append(found)
+                    bar.update()
+        except Exception as error:  # what was measured before is published
+            failure = error
     if not steps:
-        raise UserError("nothing could be measured: " + ", ".join(f"{name}: {why}" for name, why in absent.items()))
-    ways = ("sft", *settings["ways"])
-    rows = [_row(way, steps, settings, absent.get(way)) | {"peak_GiB": peaks.get(way)} for way in ways]
+        why = ", ".join(f"{name}: {why}" for name, why in absent.items())
+        raise UserError(f"nothing could be measured: {failure or why}") from failure
+    timed = {step.name for step in steps}
+    absent |= {way: "not measured" for way in settings["ways"] if way not in timed | absent.keys()}
+    columns = list(dict.fromkeys(column for found in figures.values() for column in found))
+    rows = [
+        _row(way, steps, settings, absent.get(way)) | {name: figures.get(way, {}).get(name) for name in columns}
+        for way in ("sft", *settings["ways"])
+    ]
     publish("step", rows, options.out, settings, plot=plot)
+    if failure is not None:
+        raise failure
+    require_all(absent)
 
 
 def plot(rows: list[Row], path: Path) -> None:
@@ -156,11 +178,11 @@ def _row(way: str, steps: list[Measured], settings: Row, why_absent: str | None 
 
 
 @dataclass(frozen=True)
-class Peak:
-    """Most memory of the GPU that a way's step takes in the worker, GiB."""
+class Figures:
+    """Further columns of a way's row."""
 
     name: str
-    gib: float
+    columns: Row
 
 
 @dataclass(frozen=True)
@@ -171,8 +193,8 @@ class Absent:
     why: str
 
 
-def _measure(settings: Row) -> Iterator[Measured | Peak | Absent]:
-    """Time every way between steps of plain fine-tuning; then its memory."""
+def _measure(settings: Row) -> Iterator[Measured | Figures | Absent]:
+    """Time every way between steps of plain fine-tuning; then its memory, and what is estimated."""
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -191,19 +213,56 @@ def _measure(settings: Row) -> Iterator[Measured | Peak | Absent]:
             why = teachers.unreadable() if name.startswith("cuda_ipc") else None
             if why is None:
                 steps[name] = _way(name, student, teachers, batches, optimizer)
-                why = _overflow(steps[name], optimizer)
+                why = _obstacle(steps[name], optimizer)
             if why is not None:
                 steps.pop(name, None)
                 yield Absent(name, why)
         if len(steps) == 1:
             return
-        yield from measure_between(steps["sft"], {n: s for n, s in steps.items() if n != "sft"}, settings["repeats"])
+        timed = {name: step for name, step in steps.items() if name != "sft"}
+        most = settings["most_seconds"] or math.inf
+        yield from measure_between(steps["sft"], timed, settings["repeats"], most_seconds=most)
         if device.type == "cuda":
             for name, step in steps.items():
                 torch.cuda.reset_peak_memory_stats()
                 step()
                 unused = teachers.bytes_here if name == "sft" or name in PLACES else 0
-                yield Peak(name, (torch.cuda.max_memory_allocated() - unused) / 2**30)
+                yield Figures(name, {"peak_GiB": (torch.cuda.max_memory_allocated() - unused) / GIB})
+            if settings["pair"] is not None and (known := gpu_here()) is not None:
+                yield from estimates(settings, known)
+
+
+def estimates(settings: Row, device: Device) -> Iterator[Figures]:
+    """What `lingu-ray estimate` says of those ways that a run has."""
+    row = RowConfig(**{name: settings[name] for name in ("image_tokens", "text_tokens", "answer_tokens")})
+    with tempfile.TemporaryDirectory() as folder:
+        pair_of(settings).student.save_pretrained(f"{folder}/student")
+        pair_of(settings).teacher.save_pretrained(f"{folder}/teacher")
+        models = read_models(_as_run("in_process", settings, folder))  # once: of its decoder a pass is traced once
+        for name in ("sft", *settings["ways"]):
+            if name.startswith("full_sequence"):
+                continue
+            of_way = replace(models, teacher=None) if name == "sft" else models
+            found = estimate_of(_as_run(name, settings, folder), row, device, of_way)
+            *items, _context = found.training[0].items
+            in_torch = sum(item.bytes for item in items) / GIB
+            yield Figures(name, {"estimated_s": found.time.total, "estimated_GiB": in_torch})
+
+
+def _as_run(name: str, settings: Row, folder: str) -> Config:
+    """The settings of a run whose models' configurations are in the folder, and whose steps are this way's."""
+    placement, look_ahead, transport = PLACES.get(name, ("in_process", 0, "object_store"))
+    of_a_call = settings["micro_batches"] if name.endswith("joined") else 1
+    tokens = settings["image_tokens"] + settings["text_tokens"] + settings["answer_tokens"]
+    config = run_config(f"{folder}/teacher", placement, look_ahead, settings["precision"], transport, of_a_call)
+    as_step = {
+        "student.path": f"{folder}/student",
+        "distill.policy": "none" if name == "sft" else config.distill.policy,
+        "train.tokens_per_micro_batch": settings["rows"] * tokens,
+        "train.rows_per_step": settings["rows"] * settings["micro_batches"],
+        "corpus.max_length": tokens,
+    }
+    return changed(config, as_step, "benchmark").validate()
 
 
 def as_read(batch: MicroBatch, settings: Row, device: torch.device) -> MicroBatch:
@@ -214,13 +273,13 @@ def as_read(batch: MicroBatch, settings: Row, device: torch.device) -> MicroBatc
     return batch.pinned() if device.type == "cuda" else batch
 
 
-def _overflow(step: Callable[[], None], optimizer: torch.optim.Optimizer) -> str | None:
-    """A word where the GPU's memory does not suffice for a step, in the worker or in the teacher."""
-    if if_it_fits(lambda: step() is None):
-        return None
-    optimizer.zero_grad(set_to_none=True)
-    torch.cuda.empty_cache()
-    return NO_MEMORY
+def _obstacle(step: Callable[[], None], optimizer: torch.optim.Optimizer) -> str | None:
+    """Why a way has no step here: the GPU's memory does not suffice, in the worker or in the teacher, or it fails."""
+    _, why = run_or_reason(lambda: step() is None)
+    if why is not None:
+        optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+    return why
 
 
 def _way(

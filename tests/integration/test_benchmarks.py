@@ -106,11 +106,11 @@ def test_gpu(tmp_path, monkeypatch, ray_cluster):
     with Command([*argv, "sections=transport", "most_seconds=1"], cwd=ROOT, warm=True) as command:
         assert "| not finished within 1 s (most_seconds) |" in command.finish(1)
     monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
-    argv.append("sections=parity,step,loss,transport")
+    argv.append("sections=parity,step,loss,transport,choices")
     with Command(argv, cwd=ROOT, stdout=tmp_path / "stdout", warm=True) as command:
         command.finish()
     result = json.loads((tmp_path / "gpu/gpu.json").read_text())
-    parts = ["parity-tiny", "step-tiny", "loss", "transport"]
+    parts = ["step-tiny", "loss", "transport", "choices", "parity-tiny"]
     assert [(row["part"], row["state"]) for row in result["rows"]] == [(part, "ok") for part in parts]
     assert loss in result["rows"] and result["environment"]["torch"] and result["machine"]["device"]
     found = {row["part"]: row["found"] for row in result["rows"]}
@@ -131,6 +131,10 @@ def check_results(parts: dict[str, list[dict]]) -> None:
     losses = {row["loss"]: row for row in parts["loss"]}
     assert losses["ours"]["off"] < 1e-5 and losses["ours"]["MiB"] > 0 and losses["naive"]["times ours"] > 0
     assert "object_store" in {row["way"] for row in parts["transport"]}
+    choices = {row["way"]: row for row in parts["choices"]}
+    assert choices["cuDNN last"]["ratio"] == choices["frozen bf16"]["ratio"] == 1
+    assert all(choices[way]["ratio"] > 0 for way in ("cuDNN first", "frozen float32"))
+    assert choices["launch, in a decoder"]["us"] > choices["launch, alone"]["us"] > 0
 
 
 def test_estimate(tmp_path):
