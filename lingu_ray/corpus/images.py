@@ -65,7 +65,7 @@ def pixels_identity_of(encoded: bytes, sides: Container[frozenset[int]]) -> str 
     with _open(encoded) as image:
         if image.format in SIDES_IN_HEADER and frozenset(image.size) not in sides:
             return None
-        return pixels_identity(to_rgb(image))
+    return pixels_identity(decode_image(encoded))
 
 
 def _open(encoded: bytes) -> Image.Image:
