@@ -77,6 +77,8 @@ def _weight_files(folder: Path, origin: str) -> list[Path]:
         names = sorted(set(read_json(index, "weight_map", cure=COPY_AGAIN)["weight_map"].values()))
     except UserError as error:
         raise UserError(f"{origin}: {error}") from error
+    except (AttributeError, TypeError) as error:  # a list, or lists in it
+        raise UserError(f"{origin}: {index.name} names no files by tensor ({error}): {COPY_AGAIN}") from error
     if absent := [name for name in names if not (folder / name).is_file()]:
         raise UserError(f"{origin}: {index.name} names {', '.join(absent[:_SHOWN])}, not found: {COPY_AGAIN}")
     return [folder / name for name in names]

@@ -189,6 +189,10 @@ MUTILATIONS: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda f: (absent_shard(f), (f / INDEX).write_text("{")),
         "index.json is cut off, or no JSON .*: copy or download it again$",
     ),
+    "index of names alone": (
+        lambda f: (absent_shard(f), changed_json(f / INDEX, weight_map=[WEIGHTS])),
+        "index.json names no files by tensor .*: copy or download it again$",
+    ),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "no model.safetensors and no .* Copy or download"),
     "pickle": (only_pickled, r"It holds pytorch_model.bin: pickle can run code, and is not read"),
     "adapter beside": (with_adapter, r"holds an adapter of some/base .* merge_and_unload\(\)"),
