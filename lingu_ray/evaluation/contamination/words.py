@@ -32,17 +32,18 @@ def word_runs(text: str) -> Runs:
         `(max(1, words - length + 1),)`; empty for a text without words.
     """
     hashes = word_hashes(text)
-    return _runs(hashes, min(len(hashes), WORDS, max(FEWEST, len(hashes) // 2)))
+    return runs_of(hashes, min(len(hashes), WORDS, max(FEWEST, len(hashes) // 2)))
 
 
 def every_run(text: str) -> Runs:
     """The hashes of all runs that `word_runs` may have of another text which this one quotes."""
     hashes = word_hashes(text)
     lengths = range(min(FEWEST, len(hashes)), min(WORDS, len(hashes)) + 1)
-    return np.concatenate([_runs(hashes, length) for length in lengths])
+    return np.concatenate([runs_of(hashes, length) for length in lengths])
 
 
-def _runs(hashes: Runs, length: int) -> Runs:
+def runs_of(hashes: Runs, length: int) -> Runs:
+    """A hash of every `length` of the words in a row, in order."""
     runs = np.zeros(len(hashes) - length + 1 if length else 0, np.uint64)
     for place in range(length):
         runs += hashes[place : place + len(runs)] * _FACTORS[place]

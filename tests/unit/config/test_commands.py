@@ -20,6 +20,7 @@ from lingu_ray.errors import UserError
 ROOT = Path(__file__).parents[3]
 NAMES = (
     *(
+        "choices",
         "cpu_memory",
         "earlier_turns",
         "estimate",
