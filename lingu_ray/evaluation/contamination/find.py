@@ -2,7 +2,7 @@
 
 An item is found by its pictures, pixel by pixel, or, without any, by a fifth of its words in a row. Pictures that were
 resized or compressed with loss, and texts in other words, are not: a perceptual hash takes charts of one kind for each
-other (of 1,200 abstract puzzles 93 have another one's dHash of 256 bits).
+other.
 """
 
 from __future__ import annotations
