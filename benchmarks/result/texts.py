@@ -7,26 +7,20 @@ from collections.abc import Collection, Iterable, Sequence
 
 from benchmarks.result.groups import Groups
 from lingu_ray.evaluation.contamination.items import SHARE
-from lingu_ray.evaluation.contamination.words import WORDS, runs_of, word_hashes
+from lingu_ray.evaluation.contamination.words import WORDS, word_runs
 
 TEMPLATE = 10
 """A run of words in so many records of a task belongs to the task's template."""
 
 
 def quotes(text: str, template: Collection[int] = ()) -> set[int]:
-    """The hashes of a text's runs of words, without those that overlap with a template's.
+    """The hashes of a text's runs of words (`word_runs`), without those that overlap with a template's.
 
     Half of a template's run with a common word behind it would be no quotation.
     """
-    hashes = _runs(text)
+    hashes: list[int] = word_runs(text).tolist()
     of_template = {near for begin, one in enumerate(hashes) if one in template for near in _overlapping(begin)}
     return {one for begin, one in enumerate(hashes) if begin not in of_template}
-
-
-def _runs(text: str) -> list[int]:
-    """The hashes of every `WORDS` words in a row; of a shorter text one of all its words."""
-    words = word_hashes(text)
-    return runs_of(words, min(WORDS, len(words))).tolist()
 
 
 def _overlapping(begin: int) -> range:
@@ -60,5 +54,5 @@ def shown(text: str, known: Collection[int]) -> bool:
 
     Runs that many records of a task share count as its template, but may be of a document that all ask about.
     """
-    runs = _runs(text)
+    runs: list[int] = word_runs(text).tolist()
     return sum(run in known for run in runs) >= SHARE * max(1, len(runs))

@@ -31,7 +31,7 @@ from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Floats, interval, level, resample, summed
-from lingu_ray.evaluation.contamination.words import WORDS, word_hashes
+from lingu_ray.evaluation.contamination.words import word_runs
 from lingu_ray.evaluation.results import Estimate, Interval
 from lingu_ray.live import LiveLine
 from lingu_ray.passes import tokens_of_a_pass
@@ -154,7 +154,7 @@ def drawn_by(rows: Sequence[Row]) -> list[bytes | str]:
     So are those with the same answer of more than `WORDS` words, as several pictures of a product have its description.
     """
     answers = ["\n".join(one["content"] for one in row.messages if is_target(one)) for row in rows]
-    shared = {text for text, count in Counter(answers).items() if count > 1 and len(word_hashes(text)) > WORDS}
+    shared = {text for text, count in Counter(answers).items() if count > 1 and len(word_runs(text)) > 1}
     return [
         text if text in shared else b"".join(row.images) or str(place)
         for place, (row, text) in enumerate(zip(rows, answers, strict=True))

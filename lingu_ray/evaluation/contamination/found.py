@@ -13,8 +13,7 @@ from lingu_ray.runtime.run_folder.folder import RunFolder
 RULES = 3
 """Number of the rules by which items are found: what earlier ones found is looked for again. Raised when they change.
 
-1: tasks of lm-evaluation-harness by their whole prompt. 2: images by the bytes of their files, and short
-texts by thirteen words, too.
+1: tasks of lm-evaluation-harness by their whole prompt. 2: images by the bytes of their files.
 """
 
 

@@ -1,8 +1,8 @@
 """What of an evaluation item would be found in training rows: its words with the right answer, or its pictures.
 
 An item without pictures is found where a fifth or more of its words in a row are in rows: as "not clean" in Llama 2's
-report (arXiv 2307.09288, A.6), with GPT-3's eight to thirteen words (arXiv 2005.14165, C). Words of the task's template
-do not count; those of a rarer one are less than that fifth of a text, as a rule.
+report (arXiv 2307.09288, A.6), with GPT-3's thirteen words (arXiv 2005.14165, C). Words of the task's template do not
+count; those of a rarer one are less than that fifth of a text, as a rule.
 """
 
 from __future__ import annotations

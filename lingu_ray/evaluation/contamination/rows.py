@@ -17,7 +17,7 @@ from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row, is_target
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import user_error
 from lingu_ray.evaluation.contamination.items import Marks, Seen
-from lingu_ray.evaluation.contamination.words import every_run
+from lingu_ray.evaluation.contamination.words import word_runs
 from lingu_ray.live import LiveLine
 from lingu_ray.waiting import RAY_STATUS, waiting
 
@@ -66,7 +66,7 @@ def look_in_rows(rows: Iterable[Row], marks: Marks) -> Places:
         pictures = {pixels_identity_of(image, sides) for image in row.images} if sides else set()
         found: set[str | int] = set(marks.pictures.intersection(pictures))
         for text in texts_of(row.messages) if len(marks.runs) else ():
-            runs = every_run(text)
+            runs = word_runs(text)
             nearest = marks.runs[np.searchsorted(marks.runs, runs).clip(max=len(marks.runs) - 1)]
             found.update(runs[nearest == runs].tolist())
         for mark in found:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-FEWEST, WORDS = 8, 13
+WORDS = 13
 """Words in a row by which two texts are taken for the same; as in the decontamination of GPT-3's training data."""
 
 WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -23,37 +23,18 @@ Runs = npt.NDArray[np.uint64]
 
 
 def word_runs(text: str) -> Runs:
-    """A hash of each of a text's runs of words, in order.
-
-    A run has half of the text's words, from `FEWEST` to `WORDS`; all of a text with fewer. Longer ones would miss the
-    question of a few words that options part from its answer.
+    """A hash of every `WORDS` words in a row, in order; of a shorter text one of all its words.
 
     Returns:
-        `(max(1, words - length + 1),)`; empty for a text without words.
+        `(max(1, words - WORDS + 1),)`; empty for a text without words.
     """
-    hashes = word_hashes(text)
-    return runs_of(hashes, min(len(hashes), WORDS, max(FEWEST, len(hashes) // 2)))
-
-
-def every_run(text: str) -> Runs:
-    """The hashes of all runs that `word_runs` may have of another text which this one quotes."""
-    hashes = word_hashes(text)
-    lengths = range(min(FEWEST, len(hashes)), min(WORDS, len(hashes)) + 1)
-    return np.concatenate([runs_of(hashes, length) for length in lengths])
-
-
-def runs_of(hashes: Runs, length: int) -> Runs:
-    """A hash of every `length` of the words in a row, in order."""
-    runs = np.zeros(len(hashes) - length + 1 if length else 0, np.uint64)
+    words = _WORD.findall(unicodedata.normalize("NFKC", _UNSEEN.sub("", text)).casefold())
+    hashes = np.fromiter(map(_hash, words), np.uint64, len(words))
+    length = min(WORDS, len(words))
+    runs = np.zeros(len(words) - length + 1 if words else 0, np.uint64)
     for place in range(length):
         runs += hashes[place : place + len(runs)] * _FACTORS[place]
     return runs
-
-
-def word_hashes(text: str) -> Runs:
-    """A hash of each of a text's words, in order."""
-    words = _WORD.findall(unicodedata.normalize("NFKC", _UNSEEN.sub("", text)).casefold())
-    return np.fromiter(map(_hash, words), np.uint64, len(words))
 
 
 @lru_cache(1 << 18)

@@ -68,11 +68,6 @@ PASSAGE = {"kind": "language", "type": "perplexity"}
         (CHOICE, {"query": "Grass is", "choices": ["red", "green"], "gold": 1}, turn("Grass is", "red"), False),
         (CHOICE, {"context_options": ["Red", "Blue"], "continuation": "sky", "gold": 1}, turn("Blue", "sky"), True),
         (ASKED, {"question": "Grass?", "answer": "Green"}, [*turn("Hi", "Hello"), *turn("Grass?", "Green")], True),
-        # eight words: with options between question and answer, and text around both
-        (CHOICE, {"query": "Which of these plants is known to eat insects?", "choices": ["Oak", "Sundew"], "gold": 1},
-         turn("Choose. Which of these plants is known to eat insects? A. Oak B. Sundew", "B"), True),
-        (CHOICE, {"query": "Which of these plants is known to eat insects?", "choices": ["Oak", "Sundew"], "gold": 1},
-         turn("Which of these plants is known to be small? A. Oak B. Sundew", "B"), False),
         # an answer that is no target of the loss is not learned
         (ASKED, {"question": "Grass?", "answer": "Green"},
          [*turn("Grass?", "Green", supervised=False), *turn("Well?", "Yes")], False),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lingu_ray.evaluation.contamination.words import FEWEST, WORDS, every_run, word_runs
+from lingu_ray.evaluation.contamination.words import WORDS, word_runs
 
 LONG = "The quick brown fox jumps over the lazy dog, and then it sleeps in the sun."
 
@@ -16,7 +16,7 @@ LONG = "The quick brown fox jumps over the lazy dog, and then it sleeps in the s
 @given(st.lists(st.sampled_from("abcd"), max_size=40))
 def test_each_hash_stands_for_its_words(words: list[str]) -> None:
     """Against the words themselves: as many, in order, and equal where and only where the words are."""
-    length = min(WORDS, max(FEWEST, len(words) // 2), len(words))
+    length = min(WORDS, len(words))
     expected = [tuple(words[i : i + length]) for i in range(len(words) - length + 1)] if words else []
     hashes = word_runs(" ".join(words)).tolist()
     assert len(hashes) == len(expected)
@@ -50,16 +50,9 @@ def test_what_counts(other: str) -> None:
 @pytest.mark.parametrize("text", ("今日は天気がいいので公園を散歩しました", "วันนี้อากาศดีฉันจึงไปเดินเล่นที่สวน"))
 def test_scripts_without_spaces(text: str) -> None:
     """Each character is a word, so that a quotation in the middle of a longer text is found."""
-    assert set(word_runs(text).tolist()) < set(every_run(f"前{text}後").tolist())
-
-
-@given(st.lists(st.sampled_from("abcdefgh"), min_size=FEWEST, max_size=40), st.integers(0, 9), st.integers(0, 9))
-def test_a_quotation_is_found_whatever_stands_around_it(words: list[str], before: int, after: int) -> None:
-    """Every run of a text of eight words or more is among those of a text that quotes it."""
-    around = " ".join(["x"] * before + words + ["y"] * after)
-    assert set(word_runs(" ".join(words)).tolist()) <= set(every_run(around).tolist())
+    assert set(word_runs(text).tolist()) < set(word_runs(f"前{text}後").tolist())
 
 
 def test_texts_without_words() -> None:
     """They quote nothing."""
-    assert len(word_runs("")) == len(word_runs("… !? \n")) == len(every_run("")) == 0
+    assert len(word_runs("")) == len(word_runs("… !? \n")) == 0
