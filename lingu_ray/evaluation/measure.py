@@ -15,7 +15,7 @@ from lingu_ray.evaluation.item_files import CUT_OFF, CUT_TO, SAMPLE, Parts, Stam
 from lingu_ray.evaluation.metrics.metric import Columns
 from lingu_ray.evaluation.replicas import Answers, Chunk, Replicas, Requests
 from lingu_ray.evaluation.results import MANY_CUT_OFF
-from lingu_ray.evaluation.tasks.task import Asked, Item, Scored, Task, pictures_of
+from lingu_ray.evaluation.tasks.task import Asked, Item, Scored, Task, images_of
 from lingu_ray.evaluation.thumbnail import thumbnail
 from lingu_ray.live import LiveLine
 
@@ -101,7 +101,7 @@ def _clusters(items: Sequence[Item]) -> Columns:
 
     The same question has the same in every task, whatever its white space. A cluster of the item's own takes its place.
     """
-    shared = [pictures_of(item) or item.quotable for item in items]
+    shared = [[image.content for image in images_of(item)] or item.quotable for item in items]
     return {CLUSTER: [combined(" ".join(t.split()) for t in of_item) for of_item in shared]} if all(shared) else {}
 
 

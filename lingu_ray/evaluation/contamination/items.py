@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lingu_ray.evaluation.contamination.words import Runs, word_runs
-from lingu_ray.evaluation.tasks.task import Asked, Item, ItemImage, Task
+from lingu_ray.evaluation.tasks.task import Item, Task, images_of
 
 SHARE = 0.2
 """Of an item's words in a row, from which on it is found."""
@@ -46,7 +46,7 @@ class TaskMarks:
 
     def __init__(self, task: Task):
         self.task = task
-        self.pictures = [[image.pixels for image in _images(item)] for item in task.items]
+        self.pictures = [[image.pixels for image in images_of(item)] for item in task.items]
         texts = [[word_runs(text).tolist() for text in _texts(item)] for item in task.items]
         items = Counter(run for of_item in texts for run in {run for text in of_item for run in text})
         enough = max(TEMPLATE, len(task.items) / TEMPLATE)
@@ -69,10 +69,6 @@ class TaskMarks:
                 yield item, min(seen, key=lambda one: one.row)
 
 
-def _images(item: Item) -> Sequence[ItemImage]:
-    return item.images if isinstance(item, Asked) else ()
-
-
 def _texts(item: Item) -> Sequence[str]:
     """What of the item could be quoted in words; nothing of one with pictures."""
-    return () if _images(item) else item.quotable
+    return () if images_of(item) else item.quotable

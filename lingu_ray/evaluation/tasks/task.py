@@ -62,9 +62,9 @@ class Asked:
 Item = Scored | Asked
 
 
-def pictures_of(item: Item) -> list[str]:
-    """The identities of an item's images."""
-    return [image.content for image in item.images] if isinstance(item, Asked) else []
+def images_of(item: Item) -> tuple[ItemImage, ...]:
+    """An item's images, if it has some."""
+    return item.images if isinstance(item, Asked) else ()
 
 
 @dataclass(frozen=True)
