@@ -74,10 +74,10 @@ def git_state(package: Path) -> dict[str, str]:
     Empty where there is none, git is missing, or the checkout around an installed package does not track it. Remotes
     are not looked at: their addresses may hold credentials.
     """
-    commit = _git(package, "rev-parse", "HEAD") if _git(package, "ls-files", "__init__.py") else None
-    tree = _git(package, "rev-parse", "HEAD:./")
-    if commit is None or tree is None:
+    names = _git(package, "rev-parse", "HEAD", "HEAD:./") if _git(package, "ls-files", "__init__.py") else None
+    if names is None:
         return {}
+    commit, tree = names.split()
     changed = _git(package, "status", "--porcelain", "--untracked-files=no", "--", ".")
     return {"git.commit": commit, "git.tree": tree, "git.dirty": "true" if changed else "false"}
 
