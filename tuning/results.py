@@ -196,13 +196,14 @@ def pareto_front(settings: list[Setting]) -> list[Setting]:
 
 
 def least_shown(values: Iterable[float]) -> float:
-    """The value from which figures show an objective: three times as far below the median as the best one is above it.
+    """The value from which figures show an objective: the least one, but at most three times as far below the median as
+    the best one is above it.
 
     What lies further down, as of a trial that diverged, is drawn there: on its scale the others would look alike.
     """
     known = list(values)
     middle = statistics.median(known)
-    return middle - max(3 * (max(known) - middle), _LEAST_SPAN)
+    return max(min(known), middle - max(3 * (max(known) - middle), _LEAST_SPAN))
 
 
 def best_of(settings: list[Setting], space: Space) -> Setting | None:

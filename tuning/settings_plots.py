@@ -53,7 +53,7 @@ def _draw_heat(axis: Axes, title: str, names: tuple[str, str, str], x: Any, y: A
     axis.grid(False)
     axis.set(xlabel=names[0], ylabel=names[1])
     lowest = least_shown(z)
-    image.set_clim(vmin=max(lowest, z.min()))
+    image.set_clim(vmin=lowest)
     below = "min" if z.min() < lowest else "neither"
     axis.figure.colorbar(image, ax=axis, format=PercentFormatter(1), label=names[2], extend=below)
     axis.set_title(title, loc="left")
@@ -88,7 +88,7 @@ def parallel_coordinates(settings: list[Setting], space: Space) -> list[Panel]:
 
 
 def _draw_parallel(axis: Axes, title: str, names: list[str], scales: list[Scale], z: np.ndarray) -> None:
-    lowest = max(least_shown(z), z.min())
+    lowest = least_shown(z)
     shade = Normalize(lowest, z.max(), clip=True)
     for index in np.argsort(z):
         heights = [scale.heights[index] for scale in scales] + [shade(z[index])]
