@@ -236,8 +236,9 @@ def estimates(settings: Row, device: Device) -> Iterator[Figures]:
     """What `lingu-ray estimate` says of those ways that a run has."""
     row = RowConfig(**{name: settings[name] for name in ("image_tokens", "text_tokens", "answer_tokens")})
     with tempfile.TemporaryDirectory() as folder:
-        pair_of(settings).student.save_pretrained(f"{folder}/student")
-        pair_of(settings).teacher.save_pretrained(f"{folder}/teacher")
+        pair = pair_of(settings)
+        pair.student.save_pretrained(f"{folder}/student")
+        pair.teacher.save_pretrained(f"{folder}/teacher")
         models = read_models(_as_run("in_process", settings, folder))  # once: of its decoder a pass is traced once
         for name in ("sft", *settings["ways"]):
             if name.startswith("full_sequence"):

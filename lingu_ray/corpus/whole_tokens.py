@@ -64,9 +64,10 @@ class WholeTokenizer:
         inside = [self._inside(ids, offsets, answer) for answer in answers]
         if any(begin >= end for begin, end in inside):
             raise CannotEncode("the tokenizer has no token for an answer")
+        tokens = Tokens(ids, inside)
         if answers and self.tokenizer.unk_token_id in ids:
-            self._check_known(text, Tokens(ids, inside), offsets)
-        return Tokens(ids, inside)
+            self._check_known(text, tokens, offsets)
+        return tokens
 
     def _check_known(self, text: str, tokens: Tokens, offsets: list[Span]) -> None:
         """Check that the tokenizer knows all of a text to be trained on, but for white space in prompts."""
